@@ -212,7 +212,7 @@ def sample_symbols(logits, generator=None, temperature=1.0, top_p=1.0, skip_top=
     p = (logits / temperature).softmax(-1)
     if top_p < 1:
         ranked, order = p.sort(-1, descending=True)
-        p = torch.zeros_like(p).scatter(-1, order, ranked * (ranked.cumsum(-1) - ranked < top_p))
+        p = torch.zeros_like(p).scatter(-1, order, ranked * (ranked.cumsum(-1) - ranked < max(top_p, 1e-9)))
     return torch.multinomial(p.flatten(0, -2), 1, generator=generator).view(p.shape[:-1])
 
 
@@ -825,34 +825,35 @@ def write_music(stem, roll, step=0.5, step_seconds=0.3, sound=True, title=None):
     draw_rolls({title or Path(stem).name: roll}, f"{stem}.png")
 
 
-def _pyplot():
+def pyplot():
     """matplotlib.pyplot without a screen, or None, said once, where it is not installed."""
     try:
         import matplotlib
         matplotlib.use("Agg")
-        from matplotlib import pyplot
-        return pyplot
+        import matplotlib.pyplot
+        return matplotlib.pyplot
     except ImportError:
-        if not getattr(_pyplot, "said", False):
+        if not getattr(pyplot, "said", False):
             print("no pictures: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
-        _pyplot.said = True
+        pyplot.said = True
         return None
 
 
-def _save_figure(pyplot, figure, path):
+def save_figure(figure, path):
+    """Write a figure as PNG and close it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90, bbox_inches="tight", metadata={"Software": None})
-    pyplot.close(figure)
+    pyplot().close(figure)
     write_atomic(path, buffer.getvalue())
 
 
 def draw_rolls(rolls, path):
     """Draw piano rolls {title: (T, 88)} one above the other: time to the right, pitch upwards, lines at each C."""
-    pyplot = _pyplot()
-    if not pyplot or not rolls:
+    plt = pyplot()
+    if not plt or not rolls:
         return
     longest = max(len(roll) for roll in rolls.values())
-    figure, axes = pyplot.subplots(len(rolls), 1, figsize=(min(16, 3 + longest / 16), 2.4 * len(rolls)), squeeze=False)
+    figure, axes = plt.subplots(len(rolls), 1, figsize=(min(16, 3 + longest / 16), 2.4 * len(rolls)), squeeze=False)
     for (title, roll), axis in zip(rolls.items(), axes[:, 0]):
         axis.imshow(np.asarray(roll).T, origin="lower", aspect="auto", cmap="Greys", interpolation="nearest",
                     extent=(0, len(roll), LOWEST - 0.5, LOWEST + KEYS - 0.5))
@@ -863,19 +864,19 @@ def draw_rolls(rolls, path):
         axis.grid(alpha=0.3)
         axis.set_title(title, fontsize=9, loc="left")
     figure.tight_layout()
-    _save_figure(pyplot, figure, path)
+    save_figure(figure, path)
 
 
 def draw_curves(runs, path):
     """Draw log rows {run: [{"step": ..., name: value}]}: one panel a logged quantity, training dashed, validation full."""
-    pyplot = _pyplot()
+    plt = pyplot()
     names = dict.fromkeys(name.removeprefix("valid_") for rows in runs.values() for row in rows for name in row
                           if name not in ("step", "seconds", "frames_per_second"))
-    if not pyplot or not names:
+    if not plt or not names:
         return
     width = min(3, len(names))
     height = -(-len(names) // width)
-    figure, axes = pyplot.subplots(height, width, figsize=(4.2 * width, 2.8 * height), squeeze=False)
+    figure, axes = plt.subplots(height, width, figsize=(4.2 * width, 2.8 * height), squeeze=False)
     for axis in axes.flat[len(names):]:
         axis.axis("off")
     for name, axis in zip(names, axes.flat):
@@ -890,7 +891,7 @@ def draw_curves(runs, path):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=6)
     figure.tight_layout()
-    _save_figure(pyplot, figure, path)
+    save_figure(figure, path)
 
 
 def main(argv=None):
