@@ -796,6 +796,7 @@ class Run:
             "corpus": self.corpus.name, "step": self.corpus.step, "config": {k: v for k, v in args.items() if k not in ("resume", "force")},
             "test": test}, indent=1) + "\n")
         print("test: " + ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in test.items()), flush=True)
+        self.model.eval()
         roll = self.model.sample(1, 256, torch.Generator(self.args.device).manual_seed(self.args.seed))[0].cpu().numpy()
         draw_curves({self.name: self.rows}, self.folder / "curves.png")
         write_music(self.folder / "sample", roll, self.corpus.step)

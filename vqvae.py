@@ -28,7 +28,20 @@ from torch.nn import functional as F
 
 import data
 
+import os; DD = float(os.environ.get("DD", "0.2")); DEAD = float(os.environ.get("DEAD", "0.1"))
 PATTERN = 4  # frames that are coded together
+
+
+class SlotLinear(nn.Module):
+    """A linear layer of its own for each slot: (..., C, inputs) -> (..., C, outputs)."""
+
+    def __init__(self, slots, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(slots, inputs, outputs) / inputs ** 0.5)
+        self.bias = nn.Parameter(torch.zeros(slots, outputs))
+
+    def forward(self, x):
+        return torch.einsum("...si,sio->...so", x, self.weight) + self.bias
 
 
 class VQVAE(nn.Module):
@@ -39,17 +52,23 @@ class VQVAE(nn.Module):
     LSTM; context: patterns the prior reads, 0 for all; dropout: of the prior.
     """
 
-    def __init__(self, window=128, codebook=64, codes=8, dim=32, hidden=512, beta=0.25, decay=0.99,
+    def __init__(self, voices=4, window=128, codebook=64, codes=8, dim=32, hidden=512, beta=0.25, decay=0.99,
                  prior_hidden=384, context=0, dropout=0.4):
         super().__init__()
-        self.config = dict(window=window, codebook=codebook, codes=codes, dim=dim, hidden=hidden, beta=beta, decay=decay,
+        self.config = dict(voices=voices, window=window, codebook=codebook, codes=codes, dim=dim, hidden=hidden, beta=beta, decay=decay,
                            prior_hidden=prior_hidden, context=context, dropout=dropout)
+        self.voices = voices
         self.codes, self.codebook_size, self.dim, self.beta, self.decay = codes, codebook, dim, beta, decay
         bits = PATTERN * data.KEYS
-        self.encoder = nn.Sequential(nn.Linear(bits, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
-                                     nn.Linear(hidden, codes * dim))
-        self.decoder = nn.Sequential(nn.Linear(codes * dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
-                                     nn.Linear(hidden, bits))
+        # The pattern's V x 4 cells, voice after voice, fall into C groups of neighbours; slot c reads group c alone.
+        groups = torch.tensor([i * codes // (voices * PATTERN) for i in range(voices * PATTERN)])
+        sees = (groups.repeat_interleave(data.SYMBOLS) == torch.arange(codes)[:, None]).float()  # (C, V * 4 * 89)
+        self.register_buffer("sees", sees[:, None], persistent=False)
+        self.cells = nn.Parameter(torch.randn(codes, 128, voices * PATTERN * data.SYMBOLS) / (voices * PATTERN) ** 0.5)
+        self.encoder = nn.Sequential(nn.GELU(), SlotLinear(codes, 128, 128), nn.GELU(), SlotLinear(codes, 128, dim))
+        self.decoder = nn.Sequential(nn.Linear(codes * dim, hidden), nn.GELU(), nn.Dropout(DD), nn.Linear(hidden, hidden),
+                                     nn.GELU(), nn.Dropout(DD), nn.Linear(hidden, bits))
+        nn.init.constant_(self.decoder[-1].bias, -3.0)  # most keys are silent
         self.register_buffer("codebook", torch.zeros(codes, codebook, dim))  # e
         self.register_buffer("counts", torch.zeros(codes, codebook))  # N: moving average of how often an entry is chosen
         self.register_buffer("sums", torch.zeros(codes, codebook, dim))  # m: of the vectors that chose it
@@ -65,13 +84,20 @@ class VQVAE(nn.Module):
 
     # ------------------------------------------------------------------------------------------------------- codec
 
+    def vectors(self, frames):
+        """frames (B, T, 88) -> what the encoder makes of its patterns: z (B * T / 4, C, D)."""
+        cells = data.to_voices(frames, self.voices).view(-1, PATTERN, self.voices).mT  # (N, V, 4)
+        cells = F.one_hot(cells, data.SYMBOLS).flatten(1).float()  # (N, V * 4 * 89)
+        return self.encoder(F.linear(cells, (self.cells * self.sees).flatten(0, 1)).unflatten(-1, (self.codes, -1)))
+
+    def nearest(self, z):
+        """z (N, C, D) -> index of the nearest entry of each slot's codebook: (N, C)."""
+        distance = self.codebook.pow(2).sum(-1) - 2 * torch.einsum("ncd,ckd->nck", z, self.codebook)  # + |z|^2
+        return distance.argmin(-1)
+
     def quantize(self, z, real):
         """z (N, C, D) -> codes (N, C) and their entries (N, C, D); in training the codebooks follow z[real]."""
-        if self.training:
-            if not self.counts.any():  # start from encoded data
-                self._restart(torch.ones_like(self.counts, dtype=torch.bool), z[real])
-        distance = self.codebook.pow(2).sum(-1) - 2 * torch.einsum("ncd,ckd->nck", z, self.codebook)  # + |z|^2
-        codes = distance.argmin(-1)
+        codes = self.nearest(z)
         entries = self.codebook[torch.arange(self.codes, device=z.device), codes]
         if self.training:
             self._follow(z.detach()[real], codes[real])
@@ -87,23 +113,25 @@ class VQVAE(nn.Module):
         total = self.counts.sum(-1, keepdim=True)
         smooth = (self.counts + 1e-5) / (total + self.codebook_size * 1e-5) * total
         self.codebook.copy_(self.sums / smooth[..., None])
-        self._restart(self.counts < 0.03 * total / self.codebook_size, z)
+        self._restart(self.counts < DEAD * total / self.codebook_size, z)
 
     @torch.no_grad()
     def _restart(self, dead, z):
-        """Put entries where `dead` (C, K) on randomly chosen encoded vectors of their slot, z (N, C, D)."""
-        which = torch.randint(len(z), dead.shape, device=z.device)
+        """Put entries where `dead` (C, K) on encoded vectors z (N, C, D) of their slot, drawn in proportion to the
+        squared distance from the entry that serves them now, as k-means++ seeds (Arthur and Vassilvitskii 2007): many
+        patterns are equal, and an entry on a vector that is served already would die again."""
+        distance = (z - self.codebook[torch.arange(self.codes, device=z.device), self.nearest(z)]).pow(2).sum(-1)
+        which = torch.multinomial(distance.T + 1e-9, self.codebook_size, replacement=True)  # (C, K)
         fresh = z[which, torch.arange(self.codes, device=z.device)[:, None]]  # (C, K, D)
-        count = len(z) / self.codebook_size
+        count = self.counts.sum(-1, keepdim=True).clamp(min=1) / self.codebook_size
         self.codebook.copy_(torch.where(dead[..., None], fresh, self.codebook))
-        self.counts.masked_fill_(dead, count)
-        self.sums.copy_(torch.where(dead[..., None], fresh * count, self.sums))
+        self.counts.copy_(torch.where(dead, count, self.counts))
+        self.sums.copy_(torch.where(dead[..., None], fresh * count[..., None], self.sums))
 
     def forward(self, frames, mask):
         """The codec's loss. frames (B, T, 88), mask (B, T) -> nats a frame plus commitment, and parts for the log."""
-        patterns = frames.reshape(-1, PATTERN * data.KEYS)  # (B * T / 4, 352)
         real = mask.reshape(-1, PATTERN)[:, 0] > 0
-        z = self.encoder(patterns).unflatten(-1, (self.codes, self.dim))
+        z = self.vectors(frames)
         _, entries = self.quantize(z, real)
         # Stop-gradient: the codebook is no parameter, so only the encoder is drawn, towards the entry it chose.
         commitment = ((z - entries.detach()).pow(2).sum((1, 2)) * real).sum() / mask.sum()
@@ -121,9 +149,7 @@ class VQVAE(nn.Module):
     @torch.no_grad()
     def encode(self, frames, mask=None):
         """frames (B, T, 88), T a multiple of 4 -> codes, long (B, T / 4, C)."""
-        z = self.encoder(frames.reshape(-1, PATTERN * data.KEYS)).unflatten(-1, (self.codes, self.dim))
-        distance = self.codebook.pow(2).sum(-1) - 2 * torch.einsum("ncd,ckd->nck", z, self.codebook)
-        return distance.argmin(-1).view(len(frames), -1, self.codes)
+        return self.nearest(self.vectors(frames)).view(len(frames), -1, self.codes)
 
     def key_logits(self, codes):
         """codes (B, P, C) -> (B, P * 4, 88) logits of the keys."""
@@ -236,7 +262,7 @@ def train(args):
         raise data.InputError(f"--window {args.window} is no multiple of the {PATTERN} frames of a pattern")
     corpus = data.load_corpus(args.data, args.step, args.voices)
     torch.manual_seed(args.seed)
-    model = VQVAE(args.window, args.codebook, args.codes, args.dim, args.hidden, args.beta, args.decay,
+    model = VQVAE(args.voices, args.window, args.codebook, args.codes, args.dim, args.hidden, args.beta, args.decay,
                   args.prior_hidden, args.context, args.dropout).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     generator = torch.Generator(args.device).manual_seed(args.seed)

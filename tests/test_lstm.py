@@ -77,7 +77,7 @@ def test_two_pieces_can_be_learnt_by_heart(batch):
     model = small(hidden=64, dropout=0.0).train()
     frames, mask = batch[0][:2, :24], batch[1][:2, :24]
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0)
-    for _ in range(150):
+    for _ in range(220):
         loss, parts = model(frames, mask)
         optimizer.zero_grad()
         loss.backward()
