@@ -75,12 +75,13 @@ def test_samples_follow_the_seed_and_leave_out_the_likeliest_symbols():
 
 def test_two_pieces_can_be_learnt_by_heart(batch):
     model = small(hidden=64, dropout=0.0).train()
-    frames, mask = batch[0][:2, :24], batch[1][:2, :24]
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0)
-    for _ in range(220):
+    frames, mask = batch[0][:2, :16], batch[1][:2, :16]
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-2, weight_decay=0)
+    for _ in range(250):
         loss, parts = model(frames, mask)
         optimizer.zero_grad()
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     assert parts["nll"] < 0.3  # from 18
 
