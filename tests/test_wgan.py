@@ -9,6 +9,15 @@ import wgan
 SMALL = dict(hidden=16, heads=2, critic_heads=2, z=4, noise=3)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Models as small as these take longer on two threads than on one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def small(**more):
     torch.manual_seed(0)
     return wgan.WGAN(**{**SMALL, **more})
@@ -120,6 +129,17 @@ def test_a_critic_tells_samples_from_bach_and_figures_of_bach_against_himself_ar
     assert wgan.divergence(have["notes"] * 0, have["notes"]) > 0.4
     figures = wgan.evaluate(small(), corpus.test)
     assert set(figures) == {"critic_gap", "style", "silent", "alike"} and 0.2 < figures["style"] <= 1
+
+
+def test_intervals_by_hand_and_in_another_key():
+    frames = torch.zeros(1, 2, 88)
+    frames[0, 0, [30, 37]] = frames[0, 1, [32, 37, 61]] = 1
+    changes = torch.zeros(1, 2, 88)
+    changes[0, 1] = frames[0, 1] - frames[0, 0]
+    have = 2 * wgan.intervals(frames, changes)[0].round(decimals=4)  # 24 that sound, 0..12 up, 12..1 down
+    assert have[0].nonzero().flatten().tolist() == [6]
+    assert have[1].nonzero().flatten().tolist() == [4, 23, 24 + 2]  # 37 - 32, 61 - 37; 30 moves to 32, and 31 up is too far
+    assert torch.allclose(wgan.intervals(frames.roll(20, -1), changes.roll(20, -1))[0], have / 2, atol=1e-5)
 
 
 def test_histograms_by_hand():
