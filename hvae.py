@@ -63,10 +63,11 @@ class Encoder(nn.Module):
 class HVAE(nn.Module):
     """Encoder, conductor and lower LSTM.
 
-    voices: V; window: N; segment: S, U = N / S; hidden: units of conductor and lower LSTM, the encoder has half of them each way;
-    latent: Z; features: numbers a frame between LSTMs and z, 0 for the paper's wiring; dropout: on the decoder's output;
-    feed: "teacher", true frames, or "softmax", the decoder's own; drop: share of true frames blanked in training, 1: in decoding too;
-    beta: weight of the KL; free_nats: KL a window that costs nothing; rec_mean: average the reconstruction over notes.
+    voices: V; window: N; segment: S, U = N / S; hidden: units of conductor and lower LSTM, the encoder has half of them
+    each way; latent: Z; features: numbers a frame between LSTMs and z, 0 for the paper's wiring; dropout: on the
+    decoder's output; feed: "teacher", true frames, or "softmax", the decoder's own; drop: share of true frames blanked
+    in training, 1: in decoding too; beta: weight of the KL; free_nats: KL a window that costs nothing; rec_mean: average
+    the reconstruction over notes.
     """
 
     def __init__(self, voices=4, window=32, segment=4, hidden=256, latent=128, features=64, dropout=0.3, feed="teacher",
