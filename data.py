@@ -49,7 +49,7 @@ class InputError(ValueError):
 
 # Usual note lengths in quarter notes: plain, dotted and triplet values from two whole notes' half down to a 1/32.
 NOTE_VALUES = np.array([4, 3, 2, 1.5, 4 / 3, 1, 0.75, 2 / 3, 0.5, 0.375, 1 / 3, 0.25, 1 / 6, 0.125])
-MAX_BYTES = 2_000_000  # a longer MIDI file is sooner damaged or no score; reading one would take many seconds
+MAX_BYTES = 600_000  # a longer MIDI file is sooner damaged or no score; reading one would take many seconds
 MAX_QUARTERS = 20_000  # as is one that claims to last for hours; no memory is taken on the strength of a claim
 
 
@@ -62,11 +62,11 @@ def read_notes(path):
     try:
         size = os.path.getsize(path)
         if size > MAX_BYTES:
-            raise InputError(f"{size / 1e6:.1f} MB, more than the {MAX_BYTES / 1e6:.0f} MB that a score may have")
+            raise InputError(f"{size / 1000:,.0f} kB, more than the {MAX_BYTES / 1000:.0f} kB that a score may have")
         with open(path, "rb") as file:
             content = file.read()
-        if re.search(rb"[\x80-\xff]{1000}", content):  # read as one number, it would take hours and all memory
-            raise InputError("damaged: 1000 bytes in a row that are no MIDI data")
+        if re.search(rb"[\x80-\xff]{256}", content):  # read as one number, it would take hours and all memory
+            raise InputError("damaged: 256 bytes in a row that are no MIDI data")
         midi = mido.MidiFile(file=io.BytesIO(content), charset="latin1")
         if midi.ticks_per_beat <= 0:
             raise InputError("its time is in SMPTE frames or has no unit; only ticks per quarter note are read")
