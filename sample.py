@@ -324,15 +324,18 @@ def read_roll(path, held):
 def latents(model, roll):
     """The codes of the windows that tile a roll: posterior means or code indices, (windows, ...), and the frames."""
     window, device = model.config["window"], next(model.parameters()).device
-    frames, mask = next(data.Windows([roll], window, device, hop=window).chunks(10**6))
-    z = model.encode(frames, mask)
+    z = model.encode(*next(data.Windows([roll], window, device, hop=window).chunks(10**6)))
     return z[0] if isinstance(z, tuple) else z
+
+
+def continuous(model):
+    """Whether a model class has a continuous latent, and so a decoder to sample from."""
+    return hasattr(model, "decode") and "temperature" in inspect.signature(model.decode).parameters
 
 
 def decode(model, z):
     """Latents (n, ...) as the likeliest rolls, bool (n, window, 88)."""
-    with torch.no_grad():
-        return model.decode(z, **({"temperature": 0} if "temperature" in inspect.signature(model.decode).parameters else {}))
+    return model.decode(z, temperature=0) if continuous(type(model)) else model.decode(z)
 
 
 def note_f1(a, b):
@@ -364,7 +367,7 @@ def run_command(args):
             made = {f"reconstruct-{Path(args.reconstruct).stem}": rebuilt}
             rows = {f"{Path(args.reconstruct).name}": roll, f"rebuilt, F1 {note_f1(roll, rebuilt):.3f}": rebuilt}
         elif args.interpolate:
-            refuse_unless(lambda m: hasattr(m, "decode") and hasattr(m, "posterior"), held, "--interpolate")
+            refuse_unless(continuous, held, "--interpolate")
             ends = [read_roll(path, held) for path in args.interpolate]
             step = ends[0][1]
             z = [latents(model, roll)[0] for roll, _ in ends]

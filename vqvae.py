@@ -16,7 +16,9 @@ other models'.
     python vqvae.py --codebook 64 --codes 1 --window 256 --context 4       # the paper's
 
 Differences from the paper:
-- C codes a pattern, each with its own codebook, not one: 6 bits cannot hold half a bar of four voices.
+- C codes a pattern, each with its own codebook, not one: 6 bits cannot hold half a bar of four voices. A code reads its
+  own share of the pattern (of eight, one reads two voices in one frame), and the decoder all of them: codes with a
+  meaning of their own are far easier to learn for the prior than those of an encoder that mixes everything.
 - Equation (8) adds log p where it must be subtracted: the loss above is a negative log-likelihood.
 - The prior reads all patterns before, not four (--context 4), and windows of 128 frames: the median piece has 112.
 - Transposed windows; codes that die are restarted from encoded patterns.
@@ -28,7 +30,6 @@ from torch.nn import functional as F
 
 import data
 
-import os; DD = float(os.environ.get("DD", "0.2")); DEAD = float(os.environ.get("DEAD", "0.1"))
 PATTERN = 4  # frames that are coded together
 
 
@@ -47,32 +48,32 @@ class SlotLinear(nn.Module):
 class VQVAE(nn.Module):
     """Encoder, codebooks, decoder (the codec), and the prior over codes.
 
-    window: frames, a multiple of 4; codebook: K entries a slot; codes: C slots a pattern; dim: D; hidden: units of the
-    codec's layers; beta: weight of the commitment; decay: of the moving averages; prior_hidden: units of the prior's
-    LSTM; context: patterns the prior reads, 0 for all; dropout: of the prior.
+    voices: V, as the encoder reads; window: frames, a multiple of 4; codebook: K entries a slot; codes: C slots a pattern;
+    dim: D; hidden: units of the decoder's layers; beta: weight of the commitment; decay: of the moving averages;
+    prior_hidden: units of the prior's LSTM; context: patterns the prior reads, 0 for all; dropout: of the prior.
     """
 
-    def __init__(self, voices=4, window=128, codebook=64, codes=8, dim=32, hidden=512, beta=0.25, decay=0.99,
+    def __init__(self, voices=4, window=128, codebook=64, codes=8, dim=32, hidden=512, beta=0.05, decay=0.99,
                  prior_hidden=384, context=0, dropout=0.4):
         super().__init__()
-        self.config = dict(voices=voices, window=window, codebook=codebook, codes=codes, dim=dim, hidden=hidden, beta=beta, decay=decay,
-                           prior_hidden=prior_hidden, context=context, dropout=dropout)
-        self.voices = voices
-        self.codes, self.codebook_size, self.dim, self.beta, self.decay = codes, codebook, dim, beta, decay
-        bits = PATTERN * data.KEYS
-        # The pattern's V x 4 cells, voice after voice, fall into C groups of neighbours; slot c reads group c alone.
-        groups = torch.tensor([i * codes // (voices * PATTERN) for i in range(voices * PATTERN)])
-        sees = (groups.repeat_interleave(data.SYMBOLS) == torch.arange(codes)[:, None]).float()  # (C, V * 4 * 89)
-        self.register_buffer("sees", sees[:, None], persistent=False)
-        self.cells = nn.Parameter(torch.randn(codes, 128, voices * PATTERN * data.SYMBOLS) / (voices * PATTERN) ** 0.5)
+        self.config = dict(voices=voices, window=window, codebook=codebook, codes=codes, dim=dim, hidden=hidden, beta=beta,
+                           decay=decay, prior_hidden=prior_hidden, context=context, dropout=dropout)
+        self.voices, self.codes, self.codebook_size = voices, codes, codebook
+        self.beta, self.decay, self.context = beta, decay, context
+        # The pattern's V x 4 cells, two neighbouring voices at a time and frame by frame, are dealt out to the C slots.
+        order = sorted(range(voices * PATTERN), key=lambda cell: (cell // PATTERN // 2, cell % PATTERN, cell))
+        slot = torch.tensor([order.index(cell) * codes // len(order) for cell in range(len(order))])
+        reads = (slot.repeat_interleave(data.SYMBOLS) == torch.arange(codes)[:, None]).float()  # (C, V * 4 * 89)
+        self.register_buffer("reads", reads[:, None], persistent=False)
+        self.cells = nn.Parameter(torch.randn(codes, 128, reads.shape[1]) / (voices * PATTERN) ** 0.5)
         self.encoder = nn.Sequential(nn.GELU(), SlotLinear(codes, 128, 128), nn.GELU(), SlotLinear(codes, 128, dim))
-        self.decoder = nn.Sequential(nn.Linear(codes * dim, hidden), nn.GELU(), nn.Dropout(DD), nn.Linear(hidden, hidden),
-                                     nn.GELU(), nn.Dropout(DD), nn.Linear(hidden, bits))
+        self.decoder = nn.Sequential(nn.Linear(codes * dim, hidden), nn.GELU(), nn.Dropout(0.1), nn.Linear(hidden, hidden),
+                                     nn.GELU(), nn.Dropout(0.1), nn.Linear(hidden, PATTERN * data.KEYS))
         nn.init.constant_(self.decoder[-1].bias, -3.0)  # most keys are silent
         self.register_buffer("codebook", torch.zeros(codes, codebook, dim))  # e
         self.register_buffer("counts", torch.zeros(codes, codebook))  # N: moving average of how often an entry is chosen
         self.register_buffer("sums", torch.zeros(codes, codebook, dim))  # m: of the vectors that chose it
-        self.context = context
+
         self.embed = nn.Embedding(codes * codebook + 1, 32)  # of a slot's code; the last one stands before the start
         self.lstm = nn.LSTM(codes * 32, prior_hidden, num_layers=2, dropout=dropout, batch_first=True)
         self.dropout = nn.Dropout(dropout)
@@ -85,56 +86,52 @@ class VQVAE(nn.Module):
     # ------------------------------------------------------------------------------------------------------- codec
 
     def vectors(self, frames):
-        """frames (B, T, 88) -> what the encoder makes of its patterns: z (B * T / 4, C, D)."""
+        """frames (B, T, 88) -> what the encoder makes of their patterns: z (N, C, D), N = B * T / 4."""
         cells = data.to_voices(frames, self.voices).view(-1, PATTERN, self.voices).mT  # (N, V, 4)
         cells = F.one_hot(cells, data.SYMBOLS).flatten(1).float()  # (N, V * 4 * 89)
-        return self.encoder(F.linear(cells, (self.cells * self.sees).flatten(0, 1)).unflatten(-1, (self.codes, -1)))
+        return self.encoder(F.linear(cells, (self.cells * self.reads).flatten(0, 1)).unflatten(-1, (self.codes, -1)))
 
-    def nearest(self, z):
-        """z (N, C, D) -> index of the nearest entry of each slot's codebook: (N, C)."""
+    def quantize(self, z):
+        """z (N, C, D) -> the nearest entries of each slot's codebook: their indices (N, C), themselves (N, C, D)."""
         distance = self.codebook.pow(2).sum(-1) - 2 * torch.einsum("ncd,ckd->nck", z, self.codebook)  # + |z|^2
-        return distance.argmin(-1)
-
-    def quantize(self, z, real):
-        """z (N, C, D) -> codes (N, C) and their entries (N, C, D); in training the codebooks follow z[real]."""
-        codes = self.nearest(z)
-        entries = self.codebook[torch.arange(self.codes, device=z.device), codes]
-        if self.training:
-            self._follow(z.detach()[real], codes[real])
-        return codes, entries
+        codes = distance.argmin(-1)
+        return codes, self.codebook[torch.arange(self.codes, device=z.device), codes]
 
     @torch.no_grad()
-    def _follow(self, z, codes):
-        """Moving averages of van den Oord et al. 2017, appendix A.1: N <- g N + (1-g) n, m <- g m + (1-g) sum z,
-        e = m / N, with the counts smoothed (Laplace) as Sonnet's VectorQuantizerEMA does, not in that appendix."""
-        chosen = F.one_hot(codes, self.codebook_size).to(z.dtype)  # (N, C, K)
+    def follow(self, z, codes, entries, real):
+        """Move the codebooks after the vectors z (N, C, D) that chose them, where real (N,) is 1 and not 0.
+
+        Moving averages of van den Oord et al. 2017, appendix A.1: N <- g N + (1-g) n, m <- g m + (1-g) sum z, e = m / N,
+        with the counts smoothed (Laplace) as in DeepMind's Sonnet, VectorQuantizerEMA, and not in that appendix.
+
+        Entries that are hardly ever chosen restart on vectors drawn in proportion to the squared distance from the
+        entry that serves them, as k-means++ seeds (Arthur and Vassilvitskii 2007): many patterns are equal, and an entry
+        on a vector that is served already would die again. The first entries come so too: all start out dead.
+        """
+        size = self.codebook.shape[1]
+        chosen = F.one_hot(codes, size) * real[:, None, None]  # (N, C, K)
         self.counts.lerp_(chosen.sum(0), 1 - self.decay)
         self.sums.lerp_(torch.einsum("nck,ncd->ckd", chosen, z), 1 - self.decay)
-        total = self.counts.sum(-1, keepdim=True)
-        smooth = (self.counts + 1e-5) / (total + self.codebook_size * 1e-5) * total
-        self.codebook.copy_(self.sums / smooth[..., None])
-        self._restart(self.counts < DEAD * total / self.codebook_size, z)
-
-    @torch.no_grad()
-    def _restart(self, dead, z):
-        """Put entries where `dead` (C, K) on encoded vectors z (N, C, D) of their slot, drawn in proportion to the
-        squared distance from the entry that serves them now, as k-means++ seeds (Arthur and Vassilvitskii 2007): many
-        patterns are equal, and an entry on a vector that is served already would die again."""
-        distance = (z - self.codebook[torch.arange(self.codes, device=z.device), self.nearest(z)]).pow(2).sum(-1)
-        which = torch.multinomial(distance.T + 1e-9, self.codebook_size, replacement=True)  # (C, K)
-        fresh = z[which, torch.arange(self.codes, device=z.device)[:, None]]  # (C, K, D)
-        count = self.counts.sum(-1, keepdim=True).clamp(min=1) / self.codebook_size
-        self.codebook.copy_(torch.where(dead[..., None], fresh, self.codebook))
-        self.counts.copy_(torch.where(dead, count, self.counts))
-        self.sums.copy_(torch.where(dead[..., None], fresh * count[..., None], self.sums))
+        total = self.counts.sum(-1, keepdim=True)  # (C, 1)
+        smooth = (self.counts + 1e-5) / (total + size * 1e-5) * total
+        moved = self.sums / smooth[..., None]
+        dead = self.counts < 0.1 * total / size  # (C, K)
+        far = (z - entries).pow(2).sum(-1) * real[:, None] + 1e-9  # (N, C)
+        slots = torch.arange(self.codes, device=z.device)[:, None]
+        fresh = z[torch.multinomial(far.T, size, replacement=True), slots]  # (C, K, D)
+        self.codebook.copy_(torch.where(dead[..., None], fresh, moved))
+        self.counts.copy_(torch.where(dead, total / size, self.counts))
+        self.sums.copy_(torch.where(dead[..., None], fresh * self.counts[..., None], self.sums))
 
     def forward(self, frames, mask):
         """The codec's loss. frames (B, T, 88), mask (B, T) -> nats a frame plus commitment, and parts for the log."""
-        real = mask.reshape(-1, PATTERN)[:, 0] > 0
+        real = mask[:, ::PATTERN].flatten()
         z = self.vectors(frames)
-        _, entries = self.quantize(z, real)
-        # Stop-gradient: the codebook is no parameter, so only the encoder is drawn, towards the entry it chose.
-        commitment = ((z - entries.detach()).pow(2).sum((1, 2)) * real).sum() / mask.sum()
+        codes, entries = self.quantize(z)
+        if self.training:
+            self.follow(z.detach(), codes, entries, real)
+        # Stop-gradient: entries are no parameters, so only the encoder is drawn, towards those that it chose.
+        commitment = ((z - entries).pow(2).sum((1, 2)) * real).sum() / mask.sum()
         # Straight-through: the decoder reads the entries, its gradient reaches the encoder as if it had read z.
         logits = self.decoder((z + (entries - z).detach()).flatten(1)).view_as(frames)
         reconstruction = self.bernoulli(logits, frames, mask).sum() / mask.sum()
@@ -149,7 +146,7 @@ class VQVAE(nn.Module):
     @torch.no_grad()
     def encode(self, frames, mask=None):
         """frames (B, T, 88), T a multiple of 4 -> codes, long (B, T / 4, C)."""
-        return self.nearest(self.vectors(frames)).view(len(frames), -1, self.codes)
+        return self.quantize(self.vectors(frames))[0].view(len(frames), -1, self.codes)
 
     def key_logits(self, codes):
         """codes (B, P, C) -> (B, P * 4, 88) logits of the keys."""
@@ -262,7 +259,8 @@ def train(args):
         raise data.InputError(f"--window {args.window} is no multiple of the {PATTERN} frames of a pattern")
     corpus = data.load_corpus(args.data, args.step, args.voices)
     torch.manual_seed(args.seed)
-    model = VQVAE(args.voices, args.window, args.codebook, args.codes, args.dim, args.hidden, args.beta, args.decay,
+    codes = min(args.codes, args.voices * PATTERN)  # a slot reads at least one voice in one frame
+    model = VQVAE(args.voices, args.window, args.codebook, codes, args.dim, args.hidden, args.beta, args.decay,
                   args.prior_hidden, args.context, args.dropout).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     generator = torch.Generator(args.device).manual_seed(args.seed)
@@ -300,7 +298,7 @@ def main(argv=None):
     add("--window", type=data.positive_int, default=128, help="frames of a training window, a multiple of 4")
     add("--transpose", type=int, choices=[0, 1], default=1, help="1 moves training windows by -6..+5 semitones")
     add("--out", default="runs/vqvae", help="run folder")
-    add("--steps", type=data.positive_int, default=4000, help="training steps of the codec")
+    add("--steps", type=data.positive_int, default=3500, help="training steps of the codec")
     add("--batch", type=data.positive_int, default=16, help="windows a step")
     add("--lr", type=data.positive, default=2e-3, help="highest learning rate")
     add("--seed", type=data.natural, default=0, help="seed of weights, batches and samples")
@@ -311,10 +309,10 @@ def main(argv=None):
     add("--codebook", type=data.positive_int, default=64, help="entries of a slot's codebook (K)")
     add("--codes", type=int, choices=range(1, 9), default=8, help="codes a pattern of four frames (C)")
     add("--dim", type=data.positive_int, default=32, help="dimensions of a codebook entry (D)")
-    add("--hidden", type=data.positive_int, default=512, help="units of the encoder's and decoder's layers")
-    add("--beta", type=data.non_negative, default=0.25, help="weight of the commitment")
+    add("--hidden", type=data.positive_int, default=512, help="units of the decoder's layers")
+    add("--beta", type=data.non_negative, default=0.05, help="weight of the commitment")
     add("--decay", type=data.probability, default=0.99, help="of the codebooks' moving averages")
-    add("--prior-steps", type=data.positive_int, default=2000, help="training steps of the prior, after the codec's")
+    add("--prior-steps", type=data.positive_int, default=2200, help="training steps of the prior, after the codec's")
     add("--prior-hidden", type=data.positive_int, default=384, help="units of the prior's LSTM layers")
     add("--context", type=data.natural, default=0, help="patterns the prior reads, 0 for all; the paper's is 4")
     add("--dropout", type=data.dropout, default=0.4, help="dropout of the prior")

@@ -39,7 +39,7 @@ def model(batch):
 def test_gradients_pass_the_quantiser_straight_through(batch):
     model = trained(batch, 5)
     z = model.vectors(batch[0]).detach().requires_grad_()
-    _, entries = model.quantize(z, torch.ones(len(z), dtype=torch.bool))
+    _, entries = model.quantize(z)
     straight = z + (entries - z).detach()
     assert torch.allclose(straight, entries, atol=1e-6)
     weights = torch.randn_like(straight)
@@ -66,7 +66,8 @@ def test_moving_averages_follow_what_chose_an_entry():
     model.counts.fill_(4.0)
     model.sums.copy_(model.codebook * 4)
     z = torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]], [[9.0, 9.0]], [[100.0, 100.0]]])
-    codes, entries = model.quantize(z, torch.tensor([True, True, True, False]))  # the last is padding
+    codes, entries = model.quantize(z)
+    model.follow(z, codes, entries, torch.tensor([1.0, 1.0, 1.0, 0.0]))  # the last is padding
     assert codes[:, 0].tolist() == [0, 0, 1, 1] and entries[0, 0].tolist() == [0, 0]
     # N <- (4 + 2) / 2, m <- (0 + [4, 0]) / 2, e = m / N;  N <- (4 + 1) / 2, m <- ([40, 40] + [9, 9]) / 2
     assert torch.allclose(model.codebook[0], torch.tensor([[2 / 3, 0.0], [9.8, 9.8]]), atol=1e-3)
