@@ -1,0 +1,149 @@
+"""Speed, on whatever device is there: python tests/benchmark.py [--device cpu] [--steps 30]
+
+For each model: frames a second of its real training loop, as `python MODEL.py` runs it, against a bare loop over the same
+module, batch and optimiser with fixed tensors and nothing else. Then the LSTM against a large matrix product, sampling
+against bare LSTM steps, and reading the corpus against pretty_midi alone. Not a test: pytest does not collect it.
+"""
+
+import argparse
+import contextlib
+import io
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import pretty_midi
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import attn_lstm  # noqa: E402
+import data  # noqa: E402
+import hvae  # noqa: E402
+import lstm  # noqa: E402
+import vae  # noqa: E402
+import vqvae  # noqa: E402
+import wgan  # noqa: E402
+
+
+def wait(device):
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def seconds(function, device, repeats):
+    """Median seconds of a call."""
+    times = []
+    for i in range(repeats + 2):
+        wait(device)
+        started = time.perf_counter()
+        function()
+        wait(device)
+        times.append(time.perf_counter() - started)
+    return sorted(times[2:])[repeats // 2]
+
+
+def training(module, device, steps):
+    """(real, bare): median seconds of a step of the module's loop, and of the same step on fixed tensors."""
+    times, held = [], {}
+    add, begin = data.Run.add, data.Run.__init__
+
+    def timed_begin(self, name, args, model, corpus, **parts):
+        begin(self, name, args, model, corpus, **parts)
+        held.update(model=model, args=args, **parts)
+
+    def timed_add(self, values, mask):
+        held.update(mask=mask)
+        wait(device)
+        times.append(time.perf_counter())
+        return add(self, values, mask) and self.step < steps + 3
+
+    class Stop(Exception):
+        pass
+
+    def stop(*_, **__):
+        raise Stop
+    data.Run.__init__, data.Run.add, data.Run.log = timed_begin, timed_add, stop
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Stop):
+        module.main(["--out", folder, "--steps", str(steps + 3), "--device", device])
+    gaps = sorted(b - a for a, b in zip(times[2:], times[3:]))
+
+    model, args = held["model"], held["args"]
+    corpus = data.load_corpus()
+    windows = data.Windows(corpus.train, args.window, device, full=module is wgan)
+    frames, mask = windows.sample(args.batch, held["generator"])
+
+    def step():
+        if module is wgan:
+            for _ in range(args.n_critic):
+                loss, _ = model(frames, mask)
+                held["critic_optimizer"].zero_grad()
+                loss.backward()
+                held["critic_optimizer"].step()
+            loss = model.generator_loss(args.batch)
+        else:
+            loss, _ = model(frames, mask)
+        held["optimizer"].zero_grad()
+        loss.backward(inputs=list(model.generator.parameters()) if module is wgan else None)
+        if module is not wgan:
+            nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+        held["optimizer"].step()
+    return gaps[len(gaps) // 2], seconds(step, device, steps), args.batch * args.window * getattr(args, "n_critic", 1)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=30)
+    args = parser.parse_args()
+    device = args.device
+    print(f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+
+    log = data.Run.log
+    for module in (lstm, attn_lstm, vae, hvae, vqvae, wgan):
+        begin, add = data.Run.__init__, data.Run.add
+        try:
+            real, bare, frames = training(module, device, args.steps)
+        finally:
+            data.Run.__init__, data.Run.add, data.Run.log = begin, add, log
+        print(f"{module.__name__}: {frames / real:,.0f} frames/s trained, bare {frames / bare:,.0f}: {bare / real:.2f}")
+
+    a = torch.randn(2048, 2048, device=device)
+    product = 2 * 2048 ** 3 / seconds(lambda: a @ a, device, 10)
+    net, x = nn.LSTM(512, 512, 2, batch_first=True).to(device), torch.randn(32, 96, 512, device=device)
+    rate = 3 * 2 * 32 * 96 * 2 * 4 * 512 * 1024 / seconds(lambda: net(x)[0].sum().backward(), device, 10)
+    print(f"LSTM, forward and backward: {rate / 1e9:,.0f} GFLOP/s; matrix product {product / 1e9:,.0f}: {rate / product:.2f}")
+
+    model = lstm.LSTM().to(device).eval()
+    for n in (1, 64):
+        generator = torch.Generator(device).manual_seed(0)
+        sampled = seconds(lambda: model.sample(n, 200, generator), device, 3) / 200
+
+        @torch.no_grad()
+        def steps():
+            frame, state = torch.zeros(n, 1, data.KEYS, device=device), None
+            for _ in range(200):
+                _, state = model.lstm(frame, state)
+        bare = seconds(steps, device, 3) / 200
+        print(f"lstm sampling {n} at once: {n / sampled:,.0f} frames/s, LSTM steps alone {n / bare:,.0f}: {bare / sampled:.2f}")
+
+    data.load_corpus()
+    files = sorted(data.BACH.glob("*.mid"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        started = time.perf_counter()
+        for file in files:
+            pretty_midi.PrettyMIDI(str(file))
+    alone = time.perf_counter() - started
+    started = time.perf_counter()
+    data.load_corpus(cache=False)
+    cold = time.perf_counter() - started
+    warm = seconds(data.load_corpus, "cpu", 5)
+    print(f"corpus of {len(files)} files: cold {cold:.1f} s, pretty_midi alone {alone:.1f} s: {cold / alone:.2f}; warm {warm:.3f} s")
+
+
+if __name__ == "__main__":
+    main()
