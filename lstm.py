@@ -37,6 +37,7 @@ class LSTM(nn.Module):
         self.voices = voices
         self.start = nn.Parameter(torch.zeros(data.KEYS))  # stands for the frame before the first
         self.lstm = nn.LSTM(data.KEYS, hidden, num_layers=2, dropout=dropout, batch_first=True)
+        nn.init.normal_(self.lstm.weight_ih_l0)  # of 88 inputs four are on: PyTorch's range is for dense ones
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden, voices * data.SYMBOLS)
 
