@@ -33,10 +33,10 @@ import pretty_midi
 import torch
 
 KEYS = 88
-LOWEST = 21  # MIDI pitch of key 0, the A below the bass staff's ledger lines
+LOWEST = 21  # MIDI pitch of key 0, a piano's lowest A
 SYMBOLS = KEYS + 1  # what one voice can do in a frame: 0 rests, k + 1 sounds key k
 BACH = Path(__file__).resolve().parent / "midi" / "bach"
-RULES = 1  # version of the reading rules below: a change of what a corpus holds must change it
+RULES = 2  # version of the reading rules below: a change of what a corpus holds must change it
 RIGHTS = ("Rights: the music is in the public domain. The encodings of the default corpus come with music21; "
           "see the licence note of its corpus.")
 
@@ -47,7 +47,7 @@ class InputError(ValueError):
 
 # ---------------------------------------------------------------------------------------------------------------- MIDI
 
-# Usual note lengths in quarter notes: plain, dotted and triplet values from two whole notes' half down to a 1/32.
+# Usual note lengths in quarter notes: plain, dotted and triplet values from the whole note down to the 1/32.
 NOTE_VALUES = np.array([4, 3, 2, 1.5, 4 / 3, 1, 0.75, 2 / 3, 0.5, 0.375, 1 / 3, 0.25, 1 / 6, 0.125])
 MAX_BYTES = 600_000  # a longer MIDI file is sooner damaged or no score; reading one would take many seconds
 MAX_QUARTERS = 20_000  # as is one that claims to last for hours; no memory is taken on the strength of a claim
@@ -106,7 +106,7 @@ def read_notes(path):
     if not len(notes):
         raise InputError("only drums" if drums else "no notes")
     ticks = np.rint(notes[:, :2] * 2 * midi.ticks_per_beat)  # two quarter notes a second
-    notes[:, :2] = ticks * coarser / (midi.ticks_per_beat)
+    notes[:, :2] = ticks * coarser / midi.ticks_per_beat
     return notes, drums
 
 
@@ -431,7 +431,7 @@ def _read_corpus(root, files, step, voices):
     else:
         seen, kept = set(), []
         for i, roll in enumerate(rolls):  # equal in any transposition: same frames from the lowest key up
-            same = np.packbits(roll[:, np.flatnonzero(roll.any(0))[0]:], axis=None).tobytes(), len(roll)
+            same = np.packbits(np.roll(roll, -np.flatnonzero(roll.any(0))[0], axis=1)).tobytes()
             if same not in seen:
                 seen.add(same)
                 kept.append(i)
