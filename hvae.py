@@ -204,9 +204,10 @@ class HVAE(nn.Module):
         Beyond one window, z takes a step of a random walk that keeps N(0, I), and the next window begins with the last
         quarter of what is written. With a prime, the walk sets out from q(z | the prime's last window).
         """
-        self.eval()
         def noise():
             return torch.randn(n, self.latent, generator=generator, device=self.start.device)
+
+        self.eval()
         z, given = noise(), 0
         roll = torch.zeros(n, 0, data.KEYS, dtype=torch.bool, device=self.start.device)
         if prime is not None and len(prime):
@@ -232,7 +233,7 @@ def evaluate(model, pieces, samples=0):
     device = model.start.device
     windows = data.Windows(pieces, model.window, device, hop=model.window)
     nll = weighted = torch.zeros((), device=device)
-    kl, hits, cells = torch.zeros(model.latent, device=device), torch.zeros(2, device=device), torch.zeros(2, device=device)
+    kl, (hits, cells) = torch.zeros(model.latent, device=device), torch.zeros(2, 2, device=device)
     for frames, mask in windows.chunks(64):
         z, dims = model.posterior(frames, mask)
         nll, kl = nll + model.frame_nll(frames, mask, z).sum(), kl + dims.sum(0)

@@ -21,7 +21,8 @@ Differences from the paper, whose latents collapsed (KL to 0: the decoder did no
 - Each frame of the window has its own linear view of z, joined to the decoder's input and output, and the encoder's
   mu and sigma read every frame, not the last states alone: what z says of frame 20 need not survive 20 steps.
 - True frames, some of them blanked (--drop), instead of the decoder's own softmax: one LSTM call, and faster learning.
-- Equation (4)'s log p lacks a minus sign. Four voices, transposed windows, AdamW with a schedule: as in lstm.py.
+- Section 5.2 writes log p with a minus sign; what is minimised here is an upper bound on -log p.
+- Four voices, transposed windows, AdamW with a schedule: as in lstm.py.
 """
 
 import math
@@ -175,9 +176,10 @@ class VAE(nn.Module):
         Beyond one window, z takes a step of a random walk that keeps N(0, I), and the next window begins with the last
         quarter of what is written. With a prime, the walk sets out from q(z | the prime's last window).
         """
-        self.eval()
         def noise():
             return torch.randn(n, self.latent, generator=generator, device=self.start.device)
+
+        self.eval()
         z, given = noise(), 0
         roll = torch.zeros(n, 0, data.KEYS, dtype=torch.bool, device=self.start.device)
         if prime is not None and len(prime):
@@ -203,7 +205,7 @@ def evaluate(model, pieces, samples=0):
     device = model.start.device
     windows = data.Windows(pieces, model.window, device, hop=model.window)
     nll = weighted = torch.zeros((), device=device)
-    kl, hits, cells = torch.zeros(model.latent, device=device), torch.zeros(2, device=device), torch.zeros(2, device=device)
+    kl, (hits, cells) = torch.zeros(model.latent, device=device), torch.zeros(2, 2, device=device)
     for frames, mask in windows.chunks(64):
         z, dims = model.posterior(frames, mask)
         nll, kl = nll + model.frame_nll(frames, mask, z).sum(), kl + dims.sum(0)
