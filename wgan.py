@@ -11,7 +11,7 @@ by the penalty (--gp, Gulrajani et al. 2017) or by clipping its weights (--clip,
 
     python wgan.py                                                                        # default run
     python wgan.py --z 64 --noise 0 --layers 4 --critic-layers 2 --heads 8 --critic-heads 4 --hidden 1024 --patch 1 \\
-        --batch 1024 --lr 1e-4 --critic-lr 2e-4 --n-critic 1 --gp 0 --clip 0.01 --average 0 --steps 60  # the paper's
+        --batch 1024 --lr 1e-4 --critic-lr 2e-4 --entropy 0 --gp 0 --clip 0.01 --average 0 --steps 60  # the paper's
 
 Differences from the paper:
 - It prints L_C = E[f(x)] - E[f(G(z))]. Minimised as printed, the critic learns to score G above Bach, as G does: both
@@ -19,6 +19,8 @@ Differences from the paper:
 - Gradient penalty, not clipping, which hardly learns at this size.
 - Keys are 0 or 1: each voice takes its likeliest symbol, with the gradient of the softmax (straight-through). From soft
   keys a critic tells samples by their values alone.
+- The softmax behind the choices is held near one nat of entropy (--entropy): else it flattens, its gradient means less
+  and less, and runs come apart after some hundred steps.
 - Noise of its own in each frame, beside the z of the whole piece: without it samples are alike.
 - The critic also reads which intervals sound and are moved by, counted alike in all keys: lines and chords are learnt in
   half the time.
@@ -82,7 +84,8 @@ class Generator(nn.Module):
         nn.init.normal_(self.out.weight, std=hidden ** -0.5)
 
     def forward(self, z, noise, first=0, state=None):
-        """z (B, Z) and noise (B, T, N) -> keys (B, T, 88), exactly 0 or 1, and the state after them.
+        """z (B, Z) and noise (B, T, N) -> keys (B, T, 88), exactly 0 or 1, the entropy of the choices in nats a voice, and
+        the state after them.
 
         first, state: how many frames came before and the state after them, to go on from there.
         """
@@ -97,12 +100,13 @@ class Generator(nn.Module):
         x = x + F.gelu(self.mix(x))
         logits = self.out(x).unflatten(-1, (self.voices, data.SYMBOLS))  # (B, T, V, 89)
         # Straight through: the likeliest symbol, one-hot, with the gradient of the softmax.
-        p = logits.softmax(-1)
+        log_p = logits.log_softmax(-1)
+        p = log_p.exp()
         chosen = F.one_hot(logits.argmax(-1), data.SYMBOLS) + (p - p.detach())  # the bracket is exactly 0
         silent = 1
         for keys in chosen[..., 1:].unbind(2):  # a key sounds unless no voice takes it; symbol 0, the rest, is no key
             silent = silent * (1 - keys)  # (B, T, 88)
-        return 1 - silent, (lstm, h)
+        return 1 - silent, -(p * log_p).sum(-1).mean(), (lstm, h)
 
 
 def intervals(frames, changes):
@@ -158,18 +162,20 @@ class WGAN(nn.Module):
 
     voices: V; window: frames that the critic sees; z: noise a piece; noise: noise a frame; hidden, layers, heads: of the
     generator; critic_layers, critic_heads: of the critic; patch: frames that the critic's LSTM reads at once;
-    loss: "wasserstein", "minimax", or "printed", the paper's sign; gp: weight of the gradient penalty.
+    loss: "wasserstein", "minimax", or "printed", the paper's sign; gp: weight of the gradient penalty;
+    entropy: that the generator's choices are held near, in nats a voice, 0 for no hold.
     """
 
     def __init__(self, voices=4, window=32, z=64, noise=16, hidden=128, layers=1, heads=4, critic_layers=1, critic_heads=4,
-                 patch=2, loss="wasserstein", gp=10.0):
+                 patch=2, loss="wasserstein", gp=10.0, entropy=1.0):
         super().__init__()
         self.config = dict(voices=voices, window=window, z=z, noise=noise, hidden=hidden, layers=layers, heads=heads,
-                           critic_layers=critic_layers, critic_heads=critic_heads, patch=patch, loss=loss, gp=gp)
+                           critic_layers=critic_layers, critic_heads=critic_heads, patch=patch, loss=loss, gp=gp,
+                           entropy=entropy)
         for name, count in (("heads", heads), ("critic-heads", critic_heads)):
             if hidden % count:
                 raise data.InputError(f"--{name} {count} does not divide --hidden {hidden}")
-        self.window, self.z, self.noise, self.loss, self.gp = window, z, noise, loss, gp
+        self.window, self.z, self.noise, self.loss, self.gp, self.entropy = window, z, noise, loss, gp, entropy
         self.generator = Generator(voices, window, z, noise, hidden, layers, heads)
         self.critic = Critic(window, hidden, critic_layers, critic_heads, patch)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
@@ -183,15 +189,15 @@ class WGAN(nn.Module):
             generator.out.bias.copy_((often + 1e-4).log().flatten())
 
     def fake(self, n):
-        """n windows of the generator: (n, window, 88), with gradients."""
+        """n windows of the generator (n, window, 88) and the entropy of their choices, with gradients."""
         device = self.generator.place.device
         noise = torch.randn(n, self.window, self.noise, device=device)
-        return self.generator(torch.randn(n, self.z, device=device), noise)[0]
+        return self.generator(torch.randn(n, self.z, device=device), noise)[:2]
 
     def forward(self, frames, mask):
         """The critic's loss on full windows (B, window, 88) against as many of the generator, and its parts."""
         with torch.no_grad():
-            fake = self.fake(len(frames))
+            fake, _ = self.fake(len(frames))
         real_score, fake_score = self.critic(torch.cat([frames, fake])).chunk(2)
         gap = real_score.mean() - fake_score.mean()
         if self.loss == "minimax":  # Goodfellow et al. 2014: the score is the log-odds of being real
@@ -206,9 +212,13 @@ class WGAN(nn.Module):
         return loss, parts
 
     def generator_loss(self, n):
-        """The generator's loss on n windows."""
-        score = self.critic(self.fake(n))
-        return -F.softplus(score).mean() if self.loss == "minimax" else -score.mean()
+        """The generator's loss on n windows, and its parts. It holds the softmax behind the choices at some entropy: left
+        alone that grows, gradients then speak of symbols that are never chosen, and the critic runs away."""
+        fake, entropy = self.fake(n)
+        score = self.critic(fake)
+        loss = -F.softplus(score).mean() if self.loss == "minimax" else -score.mean()
+        parts = {"generator_loss": loss.detach(), "entropy": entropy.detach()}
+        return (loss + (entropy - self.entropy) ** 2 if self.entropy else loss), parts
 
     @torch.no_grad()
     def sample(self, n, length, generator=None, temperature=1.0):
@@ -218,7 +228,7 @@ class WGAN(nn.Module):
         z, state, roll = torch.randn(n, self.z, generator=generator, device=device), None, []
         for first in range(0, length, self.window):
             noise = temperature * torch.randn(n, self.window, self.noise, generator=generator, device=device)
-            keys, state = self.average(z, noise, first, state)
+            keys, _, state = self.average(z, noise, first, state)
             roll.append(keys > 0.5)
         return torch.cat(roll, 1)[:, :length]
 
@@ -281,7 +291,7 @@ def train(args):
     corpus = data.load_corpus(args.data, args.step, args.voices)
     torch.manual_seed(args.seed)
     model = WGAN(args.voices, args.window, args.z, args.noise, args.hidden, args.layers, args.heads, args.critic_layers,
-                 args.critic_heads, args.patch, args.loss, args.gp).to(args.device)
+                 args.critic_heads, args.patch, args.loss, args.gp, args.entropy).to(args.device)
     kind = {"adam": lambda p: torch.optim.Adam(p, betas=(0.0, 0.9)), "rmsprop": torch.optim.RMSprop}[args.optimizer]
     optimizer, critic_optimizer = kind(model.generator.parameters()), kind(model.critic.parameters())
     generator = torch.Generator(args.device).manual_seed(args.seed)
@@ -301,7 +311,7 @@ def train(args):
             critic_optimizer.step()
             if args.clip:
                 clip_weights(model.critic, args.clip)
-        loss = model.generator_loss(args.batch)
+        loss, generator_parts = model.generator_loss(args.batch)
         optimizer.zero_grad()
         loss.backward(inputs=list(model.generator.parameters()))
         optimizer.step()
@@ -309,7 +319,7 @@ def train(args):
             keep = min(args.average, step / (step + 10))
             for mean, weight in zip(model.average.parameters(), model.generator.parameters()):
                 mean.lerp_(weight, 1 - keep)
-        if not run.add({**parts, "generator_loss": loss.detach()}, mask.repeat(args.n_critic, 1)):
+        if not run.add({**parts, **generator_parts}, mask.repeat(args.n_critic, 1)):
             return
         if step % args.eval_every == 0 or step == args.steps:
             valid = evaluate(model, corpus.valid)
@@ -328,7 +338,7 @@ def main(argv=None):
     add("--window", type=data.positive_int, default=32, help="frames of a training window")
     add("--transpose", type=int, choices=[0, 1], default=1, help="1 moves training windows by -6..+5 semitones")
     add("--out", default="runs/wgan", help="run folder")
-    add("--steps", type=data.positive_int, default=5000, help="generator steps")
+    add("--steps", type=data.positive_int, default=3000, help="generator steps")
     add("--batch", type=data.positive_int, default=32, help="windows a step")
     add("--lr", type=data.positive, default=1e-3, help="highest learning rate of the generator")
     add("--seed", type=data.natural, default=0, help="seed of weights, batches and samples")
@@ -346,6 +356,7 @@ def main(argv=None):
     add("--patch", type=data.positive_int, default=2, help="frames that the critic's LSTM reads at once: 2 takes half the time")
     add("--loss", choices=["wasserstein", "minimax", "printed"], default="wasserstein",
         help="minimax: Goodfellow's, tried first in the paper; printed: the critic's loss with the paper's sign")
+    add("--entropy", type=data.non_negative, default=1.0, help="nats a voice that the choices' entropy is held near; 0: free")
     add("--gp", type=data.non_negative, default=10.0, help="weight of the gradient penalty")
     add("--clip", type=data.non_negative, default=0.0, help="clip the critic's weights to [-c, c]; 0 leaves them")
     add("--n-critic", type=data.positive_int, default=1, help="critic steps a generator step")

@@ -1,7 +1,8 @@
 """wgan.py: penalty, clipping, gradients through the discrete keys, a critic that learns, samples, resume."""
 
-import torch
+import numpy as np
 import pytest
+import torch
 
 import data
 import wgan
@@ -37,7 +38,7 @@ def test_penalty_of_a_linear_critic(slope, batch):
 def test_penalty_has_second_derivatives_in_every_weight(device, batch):
     model = small().to(device)
     frames = batch[0].to(device)
-    wgan.gradient_penalty(model.critic, frames, model.fake(len(frames)).detach()).backward()
+    wgan.gradient_penalty(model.critic, frames, model.fake(len(frames))[0].detach()).backward()
     flat = {"attention.out.bias", "mix.bias", "out.bias"}  # a shift behind the last curved function moves no gradient
     for name, weight in model.critic.named_parameters():
         assert name in flat or weight.grad.abs().sum() > 0, name
@@ -45,7 +46,7 @@ def test_penalty_has_second_derivatives_in_every_weight(device, batch):
 
 def test_penalty_is_the_gradient_of_finite_differences(batch):
     model = small()
-    real, fake = batch[0].double(), model.fake(8).detach().double()
+    real, fake = batch[0].double(), model.fake(8)[0].detach().double()
     model.double()
     weight = model.critic.lstm.weight_hh_l0
 
@@ -75,20 +76,34 @@ def test_clipped_weights_stay_within_the_bound_after_every_step(batch):
 
 
 def test_keys_are_binary_and_pass_the_gradient_on_to_the_first_layer():
-    model = small()
-    keys = model.fake(4)
+    model = small(entropy=0.0)
+    keys, entropy = model.fake(4)
+    assert 0 < entropy < np.log(89)
     assert keys.shape == (4, 32, 88) and set(keys.unique().tolist()) == {0.0, 1.0}
     assert 1 <= keys.sum(-1).max() <= 4
-    model.generator_loss(4).backward()
+    model.generator_loss(4)[0].backward()
     for name, weight in model.generator.named_parameters():
         assert weight.grad.abs().sum() > 0, name
+
+
+def test_the_hold_moves_the_entropy_towards_its_value():
+    model = small(entropy=1.0)
+    optimizer = torch.optim.Adam(model.generator.parameters(), 1e-2)
+    distances = []
+    for _ in range(30):
+        loss, parts = model.generator_loss(4)
+        distances.append(abs(parts["entropy"].item() - 1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert distances[-1] < 0.3 < distances[0]
 
 
 @pytest.mark.parametrize("loss, rises", [("wasserstein", True), ("minimax", True), ("printed", False)])
 def test_the_gap_on_a_fixed_batch_rises_unless_the_loss_is_as_printed(loss, rises, batch):
     model = small(loss=loss, gp=10.0 if loss == "wasserstein" else 0.0)
-    fake = model.fake(8).detach()
-    model.fake = lambda n: fake
+    fake = model.fake(8)[0].detach()
+    model.fake = lambda n: (fake, None)
     optimizer = torch.optim.Adam(model.critic.parameters(), 1e-3, betas=(0.0, 0.9))
     gaps = []
     for _ in range(20):
@@ -113,10 +128,10 @@ def test_samples_follow_the_seed_and_do_not_depend_on_the_length_asked_for():
 def test_going_on_window_by_window_writes_what_one_long_window_would():
     generator = small().generator
     z, noise = torch.randn(2, 4), torch.randn(2, 96, 3)
-    whole, _ = generator(z, noise)
+    whole, _, _ = generator(z, noise)
     parts, state = [], None
     for first in (0, 32, 64):
-        keys, state = generator(z, noise[:, first:first + 32], first, state)
+        keys, _, state = generator(z, noise[:, first:first + 32], first, state)
         parts.append(keys)
     assert torch.equal(whole[:, :64], torch.cat(parts, 1)[:, :64])
     assert torch.equal(whole[:, 64:], parts[2])
