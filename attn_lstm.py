@@ -299,7 +299,7 @@ def main(argv=None):
     add("--window", type=data.positive_int, default=96, help="frames of a training window, and that attention sees")
     add("--transpose", type=int, choices=[0, 1], default=1, help="1 moves training windows by -6..+5 semitones")
     add("--out", default="runs/attn_lstm", help="run folder")
-    add("--steps", type=data.positive_int, default=750, help="training steps")
+    add("--steps", type=data.positive_int, default=600, help="training steps")
     add("--batch", type=data.positive_int, default=32, help="windows a step")
     add("--lr", type=data.positive, default=5e-3, help="highest learning rate")
     add("--seed", type=data.natural, default=0, help="seed of weights, batches and samples")
