@@ -19,14 +19,15 @@ is exact.
         --dropout-input 0 --dropout-lstm 0.2 --dropout 0.5 --steps 3334     # the paper's enhanced one, 100 epochs; its
     # baseline: --attention off --window 16 --hidden 16 --batch 16 --weight-decay 0.001 --steps 16094
 
-Differences from the paper:
-- The heads are chained; --heads parallel is the paper's. Independent voices cannot choose a chord together.
+Differences from the paper (in brackets: nats a frame gained on held-out pieces, measured one by one in short runs):
+- The heads are chained; --heads parallel is the paper's. Independent voices cannot choose a chord together. (2; outer
+  voices first instead of top to bottom 0.13)
 - Relations (--relations off leaves them out): besides its keys a frame is read as each voice's pitch, motion, interval to
   its neighbour and frames held, and the number of the frame modulo 16; logits are relative as well as absolute. What is
-  learnt in one key and register then holds in all.
+  learnt in one key and register then holds in all. (0.44)
 - A key belongs to the frame before its value, so that a match tells what came next, and the weights vote for what frame
-  j did: its notes voice by voice, its pitch classes, each voice's motion from its note before. Phrases repeat, and notes
-  of the key come again.
+  j did: its notes voice by voice (both 0.19), its pitch classes (0.18), each voice's motion from its note before (0.13).
+  Phrases repeat, and so do the notes of a key.
 - Dropout has one mask for all frames of a window and is strong, AdamW's decay is decoupled (--optimizer adam is the
   paper's L2), windows are transposed: overfitting is the limit here, not size.
 - The sum over a multi-hot target in the paper's loss is no likelihood; each voice's symbol is a category here.
