@@ -32,12 +32,12 @@ def load_model(run, device="cpu"):
     path = Path(run) / "model.pt"
     held = data.load_checkpoint(path)
     try:
-        model = getattr(importlib.import_module({name: name for name in MODELS}[held["model"]]), MODELS[held["model"]])(
-            **held["config"])
+        kind = MODELS[held["model"]]  # a KeyError for any other name
+        model = getattr(importlib.import_module(held["model"]), kind)(**held["config"])
         model.load_state_dict(held["state"])
-        held["step"], held["data_step"], held["corpus"]  # noqa: B018 - a checkpoint without them is no good either
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise data.InputError(f"{path}: does not fit the model files here ({str(error).splitlines()[0][:100]})") from None
+        assert held.keys() >= {"step", "data", "data_step", "corpus"}
+    except (AssertionError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise data.InputError(f"{path}: does not fit the model files here ({(str(error) or 'parts are missing').splitlines()[0][:100]})") from None
     return model.to(device).eval(), held
 
 
@@ -79,7 +79,8 @@ def tonic(roll):
 
 
 def chords(roll):
-    """The different chords of a roll in a row: (bass keys (N,), pitch-class sets above the bass as 12 bits (N,))."""
+    """The different chords of a roll in a row: bass keys (N,), pitch-class sets above the bass as 12 bits (N,), and those
+    sets for every sounding frame."""
     roll = roll[roll.any(1)]
     t, key = np.nonzero(roll)
     bass = roll.argmax(1)
@@ -194,7 +195,7 @@ def describe(rolls):
         sounding = roll.any(1)
         figures.append((100 * (1 - sounding.mean()), roll.sum() / max(1, sounding.sum()), np.ptp(used) if len(used) else 0,
                         (classes > 0).sum(), max(classes[np.roll(scale, key)].sum() for key in range(12)) / max(1, classes.sum())))
-    return dict(zip(("silent %", "notes at once", "range", "pitch classes", "scale consistency"), np.mean(figures, 0).tolist()))
+    return dict(zip(("silent %", "polyphony", "range", "pitch classes", "scale consistency"), np.mean(figures, 0).tolist()))
 
 
 def excerpts(pieces, n, length, rng):
@@ -219,7 +220,9 @@ def yardsticks(corpus, reference, n, length):
 # ------------------------------------------------------------------------------------------------------------- commands
 
 def compare(runs, args):
-    """Print and write one Markdown table over runs, a picture of it, and their curves; see DESIGN in the README."""
+    """Print a Markdown table over runs, beside Bach and two kinds of noise; write it to compare.md next to the runs, with
+    a picture, compare.png, and the curves of the runs' logs, curves.png. Broken runs and runs on other corpora than the
+    first one's are named and left out."""
     found, left_out = [], []
     for run in runs:
         if not Path(run).is_dir():

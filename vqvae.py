@@ -154,8 +154,14 @@ class VQVAE(nn.Module):
         return self.decoder(entries.flatten(2)).view(len(codes), -1, data.KEYS)
 
     def decode(self, codes):
-        """codes (B, P, C) -> the likeliest roll, bool (B, P * 4, 88)."""
-        return self.key_logits(codes) > 0
+        """codes (B, P, C) -> roll, bool (B, P * 4, 88): in each frame as many of the likeliest keys as are expected.
+
+        Where codes disagree about a voice, no key may reach 1/2; a voice would then be missing (notes at once: divergence
+        0.21 with p > 1/2, 0.13 so).
+        """
+        p = self.key_logits(codes).sigmoid()
+        rank = p.argsort(-1, descending=True).argsort(-1)
+        return rank < p.sum(-1, keepdim=True).round()
 
     # ------------------------------------------------------------------------------------------------------- prior
 
@@ -240,7 +246,7 @@ def evaluate(model, pieces):
         parts = model.bound(frames, mask)
         prior, decoder = prior + parts[0].sum(), decoder + parts[1].sum()
         codes = model.encode(frames)
-        rebuilt = model.decode(codes) & (mask[..., None] > 0)
+        rebuilt = (model.key_logits(codes) > 0) & (mask[..., None] > 0)  # p > 1/2
         hits, cells = hits + 2 * (rebuilt & (frames > 0)).sum(), cells + rebuilt.sum() + frames.sum()
         used += F.one_hot(codes, model.codebook_size)[mask[:, ::PATTERN] > 0].sum(0)
     model.train()

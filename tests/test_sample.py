@@ -113,7 +113,7 @@ def test_figures_as_muspy_defines_them():
     roll[0:4, [39, 43, 46]] = True  # C E G for four frames
     roll[4:6, 40] = True  # then C sharp for two, then silence
     figures = sample.describe([roll])
-    assert figures == pytest.approx({"silent %": 25, "notes at once": 14 / 6, "range": 7, "pitch classes": 4,
+    assert figures == pytest.approx({"silent %": 25, "polyphony": 14 / 6, "range": 7, "pitch classes": 4,
                                      "scale consistency": 3 / 4})
 
 
