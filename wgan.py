@@ -11,7 +11,7 @@ by the penalty (--gp, Gulrajani et al. 2017) or by clipping its weights (--clip,
 
     python wgan.py                                                                        # default run
     python wgan.py --z 64 --noise 0 --layers 4 --critic-layers 2 --heads 8 --critic-heads 4 --hidden 1024 --patch 1 \\
-        --batch 1024 --lr 1e-4 --critic-lr 2e-4 --entropy 0 --gp 0 --clip 0.01 --average 0 --steps 60  # the paper's
+        --dropout 0 --batch 1024 --lr 1e-4 --critic-lr 2e-4 --entropy 0 --gp 0 --clip 0.01 --average 0 --steps 60  # the paper's
 
 Differences from the paper:
 - It prints L_C = E[f(x)] - E[f(G(z))]. Minimised as printed, the critic learns to score G above Bach, as G does: both
@@ -24,6 +24,7 @@ Differences from the paper:
 - Noise of its own in each frame, beside the z of the whole piece: without it samples are alike.
 - The critic also reads which intervals sound and are moved by, counted alike in all keys: lines and chords are learnt in
   half the time.
+- Dropout in the critic: a critic that is too sure drives the generator about instead of teaching it.
 - The generator attends to the frames behind it, so that it can go on beyond a window.
 - Averaged generator weights, a decaying learning rate, and the weights with the best style on the validation pieces:
   the last of a run need not be the best.
@@ -115,19 +116,20 @@ def intervals(frames, changes):
     x, begins, ends = torch.fft.rfft(torch.stack([frames, changes.relu(), (-changes).relu()]), 112)  # no wrap to 24
     sounding = torch.fft.irfft(x.conj() * x, 112)[..., 1:25]  # sum_k x_k x_{k+i}, the autocorrelation
     moving = torch.fft.irfft(ends.conj() * begins, 112)  # sum_k ends_k begins_{k+i}
-    return torch.cat([sounding, moving[..., :13], moving[..., -12:]], -1) / 2
+    return torch.cat([sounding, moving[..., :13], moving[..., -12:]], -1)
 
 
 class Critic(nn.Module):
     """The mirror: frames -> LSTM layers -> attention over all of them -> one score."""
 
-    def __init__(self, window, hidden, layers, heads, patch):
+    def __init__(self, window, hidden, layers, heads, patch, dropout):
         super().__init__()
         if window % patch:
             raise data.InputError(f"--patch {patch} does not divide --window {window}")
         self.patch = patch
         self.inp = nn.Linear(patch * (2 * data.KEYS + 49), hidden)
         self.lstm = nn.LSTM(hidden, hidden, layers, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
         self.place = nn.Parameter(0.1 * torch.randn(window // patch, hidden))
         self.attention = Attention(hidden, heads)
         self.mix = nn.Linear(2 * hidden, hidden)
@@ -136,12 +138,12 @@ class Critic(nn.Module):
     def forward(self, frames):
         """frames (B, window, 88) -> scores (B,)."""
         changes = F.pad(frames.diff(dim=1), (0, 0, 1, 0))  # 1 a key begins, -1 it ends
-        x = torch.cat([frames, changes, intervals(frames, changes)], -1)  # (B, window, 225)
+        x = torch.cat([frames, changes, 0.2 * intervals(frames, changes)], -1)  # (B, window, 225); at 1 it heeds little else
         x = x.unflatten(1, (-1, self.patch)).flatten(2)  # (B, window / patch, patch * 225)
-        x, _ = self.lstm(F.leaky_relu(self.inp(x), 0.2))  # (B, window / patch, H)
+        x, _ = self.lstm(self.dropout(F.leaky_relu(self.inp(x), 0.2)))  # (B, window / patch, H)
         x = self.attention(x + self.place)
         x = torch.cat([x.mean(1), x[:, -1]], -1)
-        return self.out(F.leaky_relu(self.mix(x), 0.2))[:, 0]
+        return self.out(self.dropout(F.leaky_relu(self.mix(x), 0.2)))[:, 0]
 
 
 def gradient_penalty(critic, real, fake):
@@ -161,23 +163,23 @@ class WGAN(nn.Module):
     """Generator, critic, and the running average of the generator's weights, which samples are drawn from.
 
     voices: V; window: frames that the critic sees; z: noise a piece; noise: noise a frame; hidden, layers, heads: of the
-    generator; critic_layers, critic_heads: of the critic; patch: frames that the critic's LSTM reads at once;
-    loss: "wasserstein", "minimax", or "printed", the paper's sign; gp: weight of the gradient penalty;
+    generator; critic_layers, critic_heads: of the critic; patch: frames that the critic's LSTM reads at once; dropout: in
+    the critic; loss: "wasserstein", "minimax", or "printed", the paper's sign; gp: weight of the gradient penalty;
     entropy: that the generator's choices are held near, in nats a voice, 0 for no hold.
     """
 
     def __init__(self, voices=4, window=32, z=64, noise=16, hidden=128, layers=1, heads=4, critic_layers=1, critic_heads=4,
-                 patch=2, loss="wasserstein", gp=10.0, entropy=1.0):
+                 patch=2, dropout=0.3, loss="wasserstein", gp=10.0, entropy=1.0):
         super().__init__()
         self.config = dict(voices=voices, window=window, z=z, noise=noise, hidden=hidden, layers=layers, heads=heads,
-                           critic_layers=critic_layers, critic_heads=critic_heads, patch=patch, loss=loss, gp=gp,
-                           entropy=entropy)
+                           critic_layers=critic_layers, critic_heads=critic_heads, patch=patch,
+                           dropout=dropout, loss=loss, gp=gp, entropy=entropy)
         for name, count in (("heads", heads), ("critic-heads", critic_heads)):
             if hidden % count:
                 raise data.InputError(f"--{name} {count} does not divide --hidden {hidden}")
         self.window, self.z, self.noise, self.loss, self.gp, self.entropy = window, z, noise, loss, gp, entropy
         self.generator = Generator(voices, window, z, noise, hidden, layers, heads)
-        self.critic = Critic(window, hidden, critic_layers, critic_heads, patch)
+        self.critic = Critic(window, hidden, critic_layers, critic_heads, patch, dropout)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
 
     @torch.no_grad()
@@ -274,6 +276,7 @@ def evaluate(model, pieces):
     """Figures against held-out pieces (bool arrays (T, 88)): critic_gap, E[f(x)] - E[f(G(z))] over windows that tile them;
     of 64 samples of 128 frames, the mean divergence of their histograms (style), the share of silent frames, and the
     largest share of equal frames that two of them have (alike: mode collapse)."""
+    model.eval()
     device = model.average.place.device
     generator = torch.Generator(device).manual_seed(0)
     windows = data.Windows(pieces, model.window, device, hop=model.window, full=True)
@@ -281,6 +284,7 @@ def evaluate(model, pieces):
     fake = model.critic(model.sample(256, model.window, generator).float()).mean()
     rolls = model.sample(64, 128, generator).cpu().numpy()
     have, want = histograms(rolls), histograms(pieces)
+    model.train()
     alike = max((roll == rolls[:i]).all(2).mean(1).max() for i, roll in enumerate(rolls) if i)
     return {"critic_gap": (real - fake).item(), "style": float(np.mean([divergence(have[k], want[k]) for k in have])),
             "silent": float((~rolls.any(2)).mean()), "alike": float(alike)}
@@ -291,7 +295,7 @@ def train(args):
     corpus = data.load_corpus(args.data, args.step, args.voices)
     torch.manual_seed(args.seed)
     model = WGAN(args.voices, args.window, args.z, args.noise, args.hidden, args.layers, args.heads, args.critic_layers,
-                 args.critic_heads, args.patch, args.loss, args.gp, args.entropy).to(args.device)
+                 args.critic_heads, args.patch, args.dropout, args.loss, args.gp, args.entropy).to(args.device)
     kind = {"adam": lambda p: torch.optim.Adam(p, betas=(0.0, 0.9)), "rmsprop": torch.optim.RMSprop}[args.optimizer]
     optimizer, critic_optimizer = kind(model.generator.parameters()), kind(model.critic.parameters())
     generator = torch.Generator(args.device).manual_seed(args.seed)
@@ -354,6 +358,7 @@ def main(argv=None):
     add("--critic-layers", type=data.positive_int, default=1, help="LSTM layers of the critic")
     add("--critic-heads", type=data.positive_int, default=4, help="attention heads of the critic")
     add("--patch", type=data.positive_int, default=2, help="frames that the critic's LSTM reads at once: 2 takes half the time")
+    add("--dropout", type=data.dropout, default=0.3, help="share of the critic's units dropped in training")
     add("--loss", choices=["wasserstein", "minimax", "printed"], default="wasserstein",
         help="minimax: Goodfellow's, tried first in the paper; printed: the critic's loss with the paper's sign")
     add("--entropy", type=data.non_negative, default=1.0, help="nats a voice that the choices' entropy is held near; 0: free")
