@@ -766,7 +766,8 @@ class Run:
         self.sums, self.counted, self.shown = {}, 0.0, time.time()
         left = seconds / self.step * (steps - self.step)
         print(f"{stage}step {self.step} of {steps}: "
-              + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in row.items() if isinstance(v, float) and k != "seconds")
+              + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in row.items()
+                          if isinstance(v, float) and k != "seconds")
               + f", {rate:,.0f} frames/s, {left / 60:.1f} min left", flush=True)
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         with io.StringIO() as text:
@@ -792,9 +793,10 @@ class Run:
                      for before, row in zip([{"seconds": 0}, *self.rows], self.rows))
         write_atomic(self.folder / "result.json", json.dumps({
             "model": self.name, "params": sum(p.numel() for p in self.model.parameters()), "steps": steps,
-            "train_seconds": round(self.seconds, 1), "frames_per_second": round(frames / max(self.rows[-1]["seconds"], 1)),
-            "corpus": self.corpus.name, "step": self.corpus.step, "config": {k: v for k, v in args.items() if k not in ("resume", "force")},
-            "test": test}, indent=1) + "\n")
+            "train_seconds": round(self.seconds, 1),
+            "frames_per_second": round(frames / max(self.rows[-1]["seconds"], 1)),
+            "corpus": self.corpus.name, "step": self.corpus.step,
+            "config": {k: v for k, v in args.items() if k not in ("resume", "force")}, "test": test}, indent=1) + "\n")
         print("test: " + ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in test.items()), flush=True)
         self.model.eval()
         roll = self.model.sample(1, 256, torch.Generator(self.args.device).manual_seed(self.args.seed))[0].cpu().numpy()

@@ -14,7 +14,7 @@ What reaches beyond S frames must go through z. In training all segments of a ba
 
     python hvae.py                                                             # default run: music from N(0, I)
     python hvae.py --beta 0.3 --free-nats 0 --drop 1 --latent 256              # faithful reconstruction
-    python hvae.py --paper --voices 1                                          # the paper's; with --rec-mean it collapses
+    python hvae.py --paper --voices 1                                          # the paper's; --rec-mean: as its code had it
 
 Differences from the paper, whose latents collapsed (KL to 0: the decoder did not listen to z):
 - The bound is a sum over frames, voices and dimensions. The study's code averaged the reconstruction over notes and

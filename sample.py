@@ -37,7 +37,8 @@ def load_model(run, device="cpu"):
         model.load_state_dict(held["state"])
         assert held.keys() >= {"step", "data", "data_step", "corpus"}
     except (AssertionError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise data.InputError(f"{path}: does not fit the model files here ({(str(error) or 'parts are missing').splitlines()[0][:100]})") from None
+        why = (str(error) or "parts are missing").splitlines()[0][:100]
+        raise data.InputError(f"{path}: does not fit the model files here ({why})") from None
     return model.to(device).eval(), held
 
 
@@ -193,9 +194,11 @@ def describe(rolls):
         onsets = roll & ~np.pad(roll, ((1, 0), (0, 0)))[:-1]
         classes = pitch_classes(onsets)
         sounding = roll.any(1)
+        in_scale = max(classes[np.roll(scale, key)].sum() for key in range(12))
         figures.append((100 * (1 - sounding.mean()), roll.sum() / max(1, sounding.sum()), np.ptp(used) if len(used) else 0,
-                        (classes > 0).sum(), max(classes[np.roll(scale, key)].sum() for key in range(12)) / max(1, classes.sum())))
-    return dict(zip(("silent %", "polyphony", "range", "pitch classes", "scale consistency"), np.mean(figures, 0).tolist()))
+                        (classes > 0).sum(), in_scale / max(1, classes.sum())))
+    names = ("silent %", "polyphony", "range", "pitch classes", "scale consistency")
+    return dict(zip(names, np.mean(figures, 0).tolist()))
 
 
 def excerpts(pieces, n, length, rng):
@@ -247,35 +250,36 @@ def compare(runs, args):
     draws, known = yardsticks(corpus, reference, n, length)
     floor, spread = np.mean([d["style"] for d in draws]), np.std([d["style"] for d in draws])
     rows, details, bars = [], [], {}
-    for name, run, held, result in [*((k, None, None, None) for k in known), *((Path(r).name, m, h, t) for r, m, h, t in found)]:
+    for name, model, result in [*((k, None, {}) for k in known), *((Path(r).name, m, t) for r, m, _, t in found)]:
         seconds = None
-        if run is None:
+        if model is None:
             rolls = known[name]
         else:
             print(f"sampling {n} pieces of {length} frames from {name} ...", file=sys.stderr)
-            options = {k: v for k, v in (("temperature", args.temperature), ("top_p", args.top_p)) if v is not None
-                       and takes(k)(type(run))}
+            options = {k: getattr(args, k) for k in ("temperature", "top_p")
+                       if getattr(args, k) is not None and takes(k)(type(model))}
             started = time.time()
-            rolls = run.sample(n, length, torch.Generator(args.device).manual_seed(args.seed), **options).cpu().numpy()
+            rolls = model.sample(n, length, torch.Generator(args.device).manual_seed(args.seed), **options).cpu().numpy()
             seconds = time.time() - started
         distance = style_distance(rolls, reference)
         copied = copied_runs(rolls, corpus.train) if name not in ("Bach (training)", "shuffled frames") else None
         bars[name] = distance
-        test = result["test"] if result else {}
-        rows.append([name, f"{result['params'] / 1e6:.2f} M" if result else "", f"{test['nll']:.2f}" if "nll" in test else "",
+        nll = result.get("test", {}).get("nll")
+        rows.append([name, f"{result['params'] / 1e6:.2f} M" if result else "", "" if nll is None else f"{nll:.2f}",
                      f"{distance['style']:.3f}", f"{distance['chord change']:.3f}", f"{parallels(rolls):.2f}",
                      "" if copied is None else f"{np.median(copied):.0f} / {copied.max()}",
-                     f"{result['train_seconds'] / 60:.1f} min" if result else "", f"{n * length / seconds:,.0f}" if seconds else ""])
+                     f"{result['train_seconds'] / 60:.1f} min" if result else "",
+                     f"{n * length / seconds:,.0f}" if seconds else ""])
         details.append([name, *(f"{v:.3f}" for k, v in distance.items() if k not in ("style", "chord change")),
                         *(f"{v:.2f}" for v in describe(rolls).values())])
     heads = ["", "parameters", "test nats a frame", "style distance", "chord change", "parallels / 100 frames",
              "copied run, median / longest", "training", "frames sampled / s"]
     text = "\n".join([
         markdown(heads, rows), "",
-        f"{n} samples of {length} frames a model, seed {args.seed}, against the {len(corpus.test)} test pieces of {corpus.name}. "
-        f"Style distance of {n} excerpts of training Bach: {floor:.3f} +- {spread:.3f} (20 draws).", "",
-        markdown(["divergence from test Bach", *(k for k in draws[0] if k not in ("style", "chord change")), *describe(rolls)],
-                 details), *left_out]) + "\n"
+        f"{n} samples of {length} frames a model, seed {args.seed}, against the {len(corpus.test)} test pieces of "
+        f"{corpus.name}. Style distance of {n} excerpts of training Bach: {floor:.3f} +- {spread:.3f} (20 draws).", "",
+        markdown(["divergence from test Bach", *(k for k in draws[0] if k not in ("style", "chord change")),
+                  *describe(rolls)], details), *left_out]) + "\n"
     print(text)
     folder = Path(args.out or Path(found[0][0]).parent)
     folder.mkdir(parents=True, exist_ok=True)

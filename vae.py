@@ -12,7 +12,7 @@ frame by frame from z and from the frames before:
     python vae.py                                                              # default run: music from N(0, I)
     python vae.py --beta 0.3 --free-nats 0 --drop 1 --latent 256               # faithful reconstruction
     python vae.py --latent 0                                                   # no latent: what the decoder does alone
-    python vae.py --paper --voices 1                                           # the paper's; with --rec-mean it collapses
+    python vae.py --paper --voices 1                                           # the paper's; --rec-mean: as its code had it
 
 Differences from the paper, whose latents collapsed (KL to 0: the decoder did not listen to z):
 - The bound is a sum over frames, voices and dimensions. The study's code averaged the reconstruction over notes and
