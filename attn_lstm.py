@@ -19,7 +19,7 @@ is exact.
         --dropout-input 0 --dropout-lstm 0.2 --dropout 0.5 --steps 3334     # the paper's enhanced one, 100 epochs; its
     # baseline: --attention off --window 16 --hidden 16 --batch 16 --weight-decay 0.001 --steps 16094
 
-Differences from the paper (in brackets: nats a frame gained on held-out pieces, measured one by one in short runs):
+Differences from the paper (in brackets: nats a frame gained on held-out pieces, in short runs of prototypes):
 - The heads are chained; --heads parallel is the paper's. Independent voices cannot choose a chord together. (2; outer
   voices first instead of top to bottom 0.13)
 - Relations (--relations off leaves them out): besides its keys a frame is read as each voice's pitch, motion, interval to
