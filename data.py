@@ -531,6 +531,17 @@ def whole_pieces(pieces, n, device="cpu"):
         yield next(Windows(group, len(group[-1]), device, hop=len(group[-1])).chunks(n))
 
 
+def divergence(a, b):
+    """Jensen-Shannon divergence of two histograms, arrays of counts, base 2: 0 the same .. 1 disjoint."""
+    if not a.any() or not b.any():
+        return float(a.any() != b.any())
+
+    def entropy(x):
+        return -(x[x > 0] * np.log2(x[x > 0])).sum()
+    p, q = a / a.sum(), b / b.sum()
+    return float(max(0, entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2))
+
+
 # ----------------------------------------------------------------------------------------------------------- arguments
 
 class Parser(argparse.ArgumentParser):

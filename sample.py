@@ -128,13 +128,7 @@ def style(rolls):
 def divergence(a, b):
     """Jensen-Shannon divergence of two Counters, base 2: 0 the same .. 1 disjoint."""
     keys = list(a.keys() | b.keys())
-    p, q = (np.array([c[k] for k in keys], float) / max(1, sum(c.values())) for c in (a, b))
-    if not p.any() or not q.any():
-        return float(p.any() != q.any())
-
-    def entropy(x):
-        return -(x[x > 0] * np.log2(x[x > 0])).sum()
-    return float(max(0.0, entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2))
+    return data.divergence(*(np.array([counts[k] for k in keys], float) for counts in (a, b)))
 
 
 def style_distance(rolls, reference):

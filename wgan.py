@@ -256,15 +256,6 @@ def histograms(rolls):
     return total
 
 
-def divergence(a, b):
-    """Jensen-Shannon divergence of two histograms, base 2: 0 the same .. 1 disjoint."""
-    p, q = a / max(1, a.sum()), b / max(1, b.sum())
-
-    def entropy(x):
-        return -(x[x > 0] * np.log2(x[x > 0])).sum()
-    return float(entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2)
-
-
 @torch.no_grad()
 def clip_weights(critic, c):
     """Keep f Lipschitz the crude way: every weight in [-c, c]."""
@@ -287,7 +278,7 @@ def evaluate(model, pieces):
     have, want = histograms(rolls), histograms(pieces)
     model.train()
     alike = max((roll == rolls[:i]).all(2).mean(1).max() for i, roll in enumerate(rolls) if i)
-    return {"critic_gap": (real - fake).item(), "style": float(np.mean([divergence(have[k], want[k]) for k in have])),
+    return {"critic_gap": (real - fake).item(), "style": float(np.mean([data.divergence(have[k], want[k]) for k in have])),
             "silent": float((~rolls.any(2)).mean()), "alike": float(alike)}
 
 
