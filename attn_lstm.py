@@ -279,6 +279,7 @@ def train(args):
         loss, parts = model(frames, mask)
         optimizer.zero_grad()
         loss.backward()
+        run.average_gradients(model, mask)
         nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         optimizer.step()
         if not run.add(parts, mask):

@@ -10,6 +10,7 @@ is struck again while it sounds runs on. A frame's length (its "step") is a note
 """
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -31,6 +32,7 @@ import mido  # comes with pretty_midi, which reads files through it
 import numpy as np
 import pretty_midi
 import torch
+from torch import distributed
 
 KEYS = 88
 LOWEST = 21  # MIDI pitch of key 0, a piano's lowest A
@@ -216,6 +218,21 @@ def sample_symbols(logits, generator=None, temperature=1.0, top_p=1.0, skip_top=
     return torch.multinomial(p.flatten(0, -2), 1, generator=generator).view(p.shape[:-1])
 
 
+def sample_voices(logits, generator=None, temperature=1.0, top_p=1.0, skip_top=0):
+    """Draw all voices of frames from logits (..., V, 89), independently of each other -> long (..., V).
+
+    Voices that cross or double are no frame (to_voices never gives them): such draws are drawn again, up to 30 times,
+    which samples the voices' distribution given that they are a frame.
+    """
+    voices = sample_symbols(logits, generator, temperature, top_p, skip_top)
+    for _ in range(30 if temperature else 0):
+        crossed = (to_voices(from_voices(voices), voices.shape[-1]) != voices).any(-1, keepdim=True)
+        if not crossed.any():
+            break
+        voices = torch.where(crossed, sample_symbols(logits, generator, temperature, top_p, skip_top), voices)
+    return voices
+
+
 # -------------------------------------------------------------------------------------------------------------- corpus
 
 @dataclasses.dataclass
@@ -344,8 +361,9 @@ def load_corpus(folder=None, step=None, voices=4, cache=True):
     folder has train/, valid/ and test/ they are the split, taken as they are; otherwise exact repeats are kept once
     and the split is by work. Raises InputError if nothing can be read or there are fewer than three works.
     """
-    if folder is None and not BACH.is_dir():
-        export_bach()
+    with first_process_first():
+        if folder is None and not BACH.is_dir():
+            export_bach()
     root = Path(BACH if folder is None else folder)
     if not root.is_dir():
         raise InputError(f"--data {root}: no such folder; give a folder that holds .mid or .midi files")
@@ -357,17 +375,18 @@ def load_corpus(folder=None, step=None, voices=4, cache=True):
     key = (RULES, str(root.resolve()), step, voices,
            [(str(f.relative_to(root)), s.st_size, s.st_mtime_ns) for f, s in zip(files, stats)])
     path = _cache_file(key)
-    held = _read_cache(path) if cache else None
-    if held is None:
-        held = _read_corpus(root, files, step, voices)
-        if cache:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with io.BytesIO() as buffer:
-                    np.savez(buffer, **held)
-                    write_atomic(path, buffer.getvalue())
-            except (OSError, InputError):
-                pass  # a cache that cannot be written is only slower
+    with first_process_first():
+        held = _read_cache(path) if cache else None
+        if held is None:
+            held = _read_corpus(root, files, step, voices)
+            if cache:
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with io.BytesIO() as buffer:
+                        np.savez(buffer, **held)
+                        write_atomic(path, buffer.getvalue())
+                except (OSError, InputError):
+                    pass  # a cache that cannot be written is only slower
     rolls = np.unpackbits(held["rolls"], axis=1, count=KEYS).view(bool)
     pieces = np.split(rolls, np.cumsum(held["lengths"])[:-1])
     parts = {part: np.flatnonzero(held["split"] == part).tolist() for part in ("train", "valid", "test")}
@@ -504,12 +523,15 @@ class Windows:
     def sample(self, n, generator, transpose=True):
         """n random windows: frames (n, window, 88) of 0. and 1., mask (n, window), 1. where a frame is real.
 
-        Each window moves by a random -6..+5 semitones where it stays on the keyboard. generator: on this device.
+        Each window moves by a random -6..+5 semitones where it stays on the keyboard. generator: on this device. Of
+        several processes each gets its share of the n, if their generators agree.
         """
-        device = self.frames.device
-        frames, mask = self._gather(torch.randint(len(self), (n,), generator=generator, device=device))
+        device, (rank, world) = self.frames.device, processes()
+        if n < world:
+            raise InputError(f"--batch {n} leaves some of {world} processes without a window; raise it")
+        frames, mask = self._gather(torch.randint(len(self), (n,), generator=generator, device=device)[rank::world])
         if transpose:
-            shift = torch.randint(-6, 6, (n, 1), generator=generator, device=device)
+            shift = torch.randint(-6, 6, (n, 1), generator=generator, device=device)[rank::world]
             used = frames.amax(1)
             lowest, highest = used.argmax(1, keepdim=True), KEYS - 1 - used.flip(1).argmax(1, keepdim=True)
             shift = shift * ((lowest + shift >= 0) & (highest + shift < KEYS))
@@ -542,6 +564,49 @@ def divergence(a, b):
     return float(max(0, entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2))
 
 
+# ----------------------------------------------------------------------------------------------------------- processes
+
+# `torchrun --nproc_per_node=N MODEL.py` starts N processes. All have the same weights and draw the same batch; each
+# computes its share of it, and Run.average_gradients makes one step of them. The first alone writes and prints.
+
+def processes():
+    """(rank of this process, how many there are): (0, 1) unless torchrun started several."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def sum_over_processes(x):
+    """A tensor's sum over all processes, the same in each."""
+    if processes()[1] > 1:
+        x = x.clone()
+        distributed.all_reduce(x)
+    return x
+
+
+def from_first_process(x):
+    """The first process's value of a tensor, in each."""
+    if processes()[1] > 1:
+        x = x.contiguous()
+        distributed.broadcast(x, 0)
+    return x
+
+
+def wait_for_all():
+    """Go on when all processes are here."""
+    sum_over_processes(torch.zeros(1))
+
+
+@contextlib.contextmanager
+def first_process_first():
+    """The first process runs the block alone, then the others do: they find the files that it wrote."""
+    if processes()[0]:
+        wait_for_all()
+    yield
+    if not processes()[0]:
+        wait_for_all()
+
+
 # ----------------------------------------------------------------------------------------------------------- arguments
 
 class Parser(argparse.ArgumentParser):
@@ -552,7 +617,7 @@ class Parser(argparse.ArgumentParser):
                          formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message}\n")
+        fail(message, self.prog)
 
     def parse(self, argv=None):
         """parse_args; with --resume, flags that are not given have the values the run was started with, and a given
@@ -605,9 +670,12 @@ def note_value(text):
 
 
 def device_name(text):
-    """'auto' -> 'cuda' where there is one, else 'cpu'; any other device is checked to be there."""
+    """'auto' -> 'cuda' where there is one, of several processes each its own, else 'cpu'; any other device is checked
+    to be there."""
     if text == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        text = "cpu"
+        if torch.cuda.is_available():
+            text = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if processes()[1] > 1 else "cuda"
     try:
         torch.empty(0, device=text)
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -616,15 +684,34 @@ def device_name(text):
     return text
 
 
+def fail(message, program=None):
+    """Say in one line why the program cannot do what it was told, and end it with status 2."""
+    if processes()[0]:
+        time.sleep(3)  # torchrun ends all when one fails: if the first says the same, once is enough
+    print(f"{program or Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 def cli(main):
-    """Run a program's main(); bad input ends it with one line and exit status 2, a bug with its traceback."""
+    """Run a program's main(), in one process or in each of torchrun's; bad input ends it with one line and exit status
+    2, a bug with its traceback."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        if processes()[0]:
+            sys.stdout = open(os.devnull, "w")
     try:
         main()
     except InputError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(error)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+            raise
+        fail("not enough memory; take a smaller --batch, --window or --hidden, or fewer pieces (-n)")
     except BrokenPipeError:
         sys.stderr.close()
+    finally:
+        if processes()[1] > 1:
+            distributed.destroy_process_group()
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
@@ -691,90 +778,128 @@ class Run:
         self.name, self.args, self.model, self.corpus = name, args, model, corpus
         self.parts = {"model": model, **parts}
         self.folder, self.step, self.best, self.rows = Path(args.out), 0, math.inf, []
-        self.seconds, self.counted, self.sums, self.interrupted = 0.0, 0.0, {}, False
-        held = [file for file in self.FILES if (self.folder / file).exists()]
+        self.seconds, self.sums, self.interrupted, self.asked = 0.0, {}, False, 0
+        self.rank, self.world = processes()
+        for tensor in model.state_dict().values():
+            tensor.copy_(from_first_process(tensor))
+        if self.world > 1:
+            torch.manual_seed(args.seed + self.rank)  # dropout and noise of its own; batches come from the generator
         if args.resume:
             self._restore(load_checkpoint(self.folder / "last.pt", name))
-        elif held and not args.force:
-            raise InputError(f"--out {self.folder} holds a run already: go on with it by --resume, "
-                             "choose another --out, or replace it by --force")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for file in [] if args.resume else held:
-                (self.folder / file).unlink()
-            tempfile.TemporaryFile(dir=self.folder).close()
-        except OSError as error:
-            raise InputError(f"--out {self.folder} cannot be written: {error.strerror}") from None
+        if not self.rank:
+            self._take_folder()
+        wait_for_all()
         try:
             signal.signal(signal.SIGINT, self._interrupt)
         except ValueError:
             pass  # only the main thread may; elsewhere Ctrl-C is the caller's business
         self.started = self.shown = time.time()
         size = sum(p.numel() for p in model.parameters())
-        print(f"{name}: {size:,} parameters on {args.device}; run folder {self.folder}"
+        print(f"{name}: {size:,} parameters on {args.device}"
+              + (f" and {self.world - 1} more" if self.world > 1 else "") + f"; run folder {self.folder}"
               + (f", going on from step {self.step}" if self.step else ""), flush=True)
 
+    def _take_folder(self):
+        """Make the folder ready for this run, unless it holds another."""
+        held = [] if self.args.resume else [file for file in self.FILES if (self.folder / file).exists()]
+        if held and not self.args.force:
+            raise InputError(f"--out {self.folder} holds a run already: go on with it by --resume, "
+                             "choose another --out, or replace it by --force")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for file in held:
+                (self.folder / file).unlink()
+            tempfile.TemporaryFile(dir=self.folder).close()
+        except OSError as error:
+            raise InputError(f"--out {self.folder} cannot be written: {error.strerror}") from None
+
     def _interrupt(self, *_):
-        if self.interrupted:
+        if self.interrupted and self.world == 1:  # torchrun passes Ctrl-C on, so its processes hear it twice
             raise KeyboardInterrupt
         self.interrupted = True
-        print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
+        if not self.rank:
+            print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
 
     def _restore(self, held):
         try:
             for name, part in self.parts.items():
                 state = held["parts"][name]
                 part.set_state(state) if isinstance(state, torch.Tensor) else part.load_state_dict(state)
-            self.step, self.best, self.rows = held["step"], held["best"], held["rows"]
-            self.seconds, self.counted = held["seconds"], held["counted"]
-            self.sums = {k: v.to(self.args.device) for k, v in held["sums"].items()}
-            torch.set_rng_state(held["rng"])
+            self.step, self.best, self.rows, self.seconds = held["step"], held["best"], held["rows"], held["seconds"]
+            self.sums = {k: v.to(self.args.device) / self.world for k, v in held["sums"].items()}
+            torch.set_rng_state(held["rng"][self.rank % len(held["rng"])])
             if "cuda_rng" in held and torch.cuda.is_available():
-                torch.cuda.set_rng_state(held["cuda_rng"])
+                torch.cuda.set_rng_state(held["cuda_rng"][self.rank % len(held["cuda_rng"])], self.args.device)
         except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
             raise InputError(f"{self.folder / 'last.pt'}: does not fit this model or this device "
                              f"({str(error).splitlines()[0][:100]})") from None
+
+    def _rng(self, state):
+        """The states of a random generator of all processes, from this one's."""
+        states = [torch.empty_like(state) for _ in range(self.world)]
+        if self.world > 1:
+            distributed.all_gather(states, state)
+        return states if self.world > 1 else [state]
 
     def save(self):
         """Write last.pt: everything that a resumed run needs to end bit for bit where this one would."""
         now = time.time()
         self.seconds, self.started = self.seconds + now - self.started, now
-        state = {name: part.state_dict() if hasattr(part, "state_dict") else part.get_state()
-                 for name, part in self.parts.items()}
-        save_checkpoint(self.folder / "last.pt", {
-            "model": self.name, "config": self.model.config, "args": vars(self.args), "parts": state, "step": self.step,
-            "best": self.best, "rows": self.rows, "seconds": self.seconds, "counted": self.counted, "sums": self.sums,
-            "rng": torch.get_rng_state(),
-            **({"cuda_rng": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})})
+        sums = {name: sum_over_processes(total) for name, total in self.sums.items()}
+        rng = {"rng": self._rng(torch.get_rng_state())}
+        if str(self.args.device).startswith("cuda"):
+            rng["cuda_rng"] = self._rng(torch.cuda.get_rng_state(self.args.device))
+        if not self.rank:
+            state = {name: part.state_dict() if hasattr(part, "state_dict") else part.get_state()
+                     for name, part in self.parts.items()}
+            save_checkpoint(self.folder / "last.pt", {
+                "model": self.name, "config": self.model.config, "args": vars(self.args), "parts": state,
+                "step": self.step, "best": self.best, "rows": self.rows, "seconds": self.seconds, "sums": sums, **rng})
+
+    def average_gradients(self, module, mask):
+        """With several processes, make a module's gradients those of the whole batch: the mean over the processes'
+        shares, weighted by their real frames (mask). With one process, nothing."""
+        if self.world == 1:
+            return
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        weight = mask.sum()
+        sums = sum_over_processes(torch.cat([*(g.flatten() * weight for g in gradients), weight[None],
+                                             weight.new_tensor([self.interrupted])]))
+        for gradient, mean in zip(gradients, sums.split([*(g.numel() for g in gradients), 2])):
+            gradient.copy_(mean.view_as(gradient) / sums[-2])
+        self.asked = sums[-1]  # whether a process was told to stop: they must stop together
 
     def add(self, values, mask):
-        """Count a training step: its losses (0-dimensional tensors, averaged until the next log line) and frames.
-        Returns False after Ctrl-C, when last.pt has been written and the loop should end."""
+        """Count a training step: its losses (0-dimensional tensors, averaged over frames until the next log line) and
+        frames. Returns False after Ctrl-C, when last.pt has been written and the loop should end."""
         self.step += 1
-        for name, value in {**values, "frames": mask.sum()}.items():
-            self.sums[name] = self.sums.get(name, 0) + value.double()  # stays on the device
-        self.counted += 1
-        if self.interrupted:
+        frames = mask.sum().double()
+        for name, value in {**values, "frames": torch.ones_like(frames)}.items():
+            self.sums[name] = self.sums.get(name, 0) + value.double() * frames  # stays on the device
+        stop = self.interrupted if self.world == 1 else self.step % 10 == 0 and bool(self.asked)
+        if stop:
             self.save()
             print(f"stopped after step {self.step}; go on with the same command and --resume", flush=True)
-        return not self.interrupted
+        return not stop
 
     def log(self, steps, valid, best=None, stage=""):
         """Write a line to the screen and to log.csv, last.pt, and, if `best` is the lowest yet, model.pt.
 
         steps: how many the run has; valid: dict of validation figures. Raises InputError if a loss is not finite.
         """
-        means = {name: (total / self.counted).item() for name, total in self.sums.items()}
+        means = dict(zip(self.sums, sum_over_processes(torch.stack(list(self.sums.values()))).tolist()))
+        frames = means.pop("frames")
+        means = {name: total / frames for name, total in means.items()}
         seconds = self.seconds + time.time() - self.started
         broken = [name for name, value in [*means.items(), *valid.items()] if not math.isfinite(value)]
         if broken:
             raise InputError(f"{broken[0]} is no longer finite at step {self.step}: the last good checkpoint stays in "
                              f"{self.folder}; try a smaller --lr")
-        rate = means.pop("frames") * self.counted / (time.time() - self.shown)
+        rate = frames / (time.time() - self.shown)
         row = {"step": self.step, "seconds": round(seconds, 1), "frames_per_second": round(rate), **means,
                **{"valid_" + name: value for name, value in valid.items()}}
         self.rows.append(row)
-        self.sums, self.counted, self.shown = {}, 0.0, time.time()
+        self.sums, self.shown = {}, time.time()
         left = seconds / self.step * (steps - self.step)
         print(f"{stage}step {self.step} of {steps}: "
               + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in row.items()
@@ -785,20 +910,26 @@ class Run:
             table = csv.DictWriter(text, columns, lineterminator="\n")
             table.writeheader()
             table.writerows(self.rows)
-            write_atomic(self.folder / "log.csv", text.getvalue())
+            if not self.rank:
+                write_atomic(self.folder / "log.csv", text.getvalue())
         if best is not None and best < self.best:
             self.best = best
-            save_checkpoint(self.folder / "model.pt", {
-                "model": self.name, "config": self.model.config, "state": self.model.state_dict(), "trained": self.step,
-                "corpus": self.corpus.name, "step": self.corpus.step, "data": self.args.data, "data_step": self.args.step})
+            if not self.rank:
+                save_checkpoint(self.folder / "model.pt", {
+                    "model": self.name, "config": self.model.config, "state": self.model.state_dict(),
+                    "trained": self.step, "corpus": self.corpus.name, "step": self.corpus.step, "data": self.args.data,
+                    "data_step": self.args.step})
         self.save()
 
     def load_best(self):
         """Put the weights of the best validation step (model.pt) into the model."""
+        wait_for_all()
         self.model.load_state_dict(load_checkpoint(self.folder / "model.pt", self.name)["state"])
 
     def finish(self, test):
         """Write result.json with the test figures, curves.png, and a first piece: sample.mid, .wav, .png."""
+        if self.rank:
+            return
         steps, args = self.step, vars(self.args)
         frames = sum(row["frames_per_second"] * (row["seconds"] - before["seconds"])
                      for before, row in zip([{"seconds": 0}, *self.rows], self.rows))

@@ -193,7 +193,7 @@ class HVAE(nn.Module):
             if past is not None and t < past.shape[1]:
                 roll.append(past[:, t:t + 1])
             else:
-                roll.append(data.from_voices(data.sample_symbols(logits, generator, temperature, top_p)))  # (n, 1, 88)
+                roll.append(data.from_voices(data.sample_voices(logits, generator, temperature, top_p)))  # (n, 1, 88)
             frame = self.soft_frame(logits) if self.feed == "softmax" else roll[-1].float()
         return torch.cat(roll, 1)
 
@@ -272,6 +272,7 @@ def train(args):
         loss, parts = model(frames, mask)
         optimizer.zero_grad()
         loss.backward()
+        run.average_gradients(model, mask)
         nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         optimizer.step()
         if not run.add(parts, mask):

@@ -75,8 +75,8 @@ class LSTM(nn.Module):
         roll = []
         for _ in range(length):
             logits, state = self.logits(frame, state)
-            symbols = data.sample_symbols(logits, generator, temperature, top_p, skip_top)  # (n, 1, V)
-            roll.append(data.from_voices(symbols))
+            voices = data.sample_voices(logits, generator, temperature, top_p, skip_top)  # (n, 1, V)
+            roll.append(data.from_voices(voices))
             frame = roll[-1].float()
         return torch.cat(roll, 1)
 
@@ -116,6 +116,7 @@ def train(args):
         loss, parts = model(frames, mask)
         optimizer.zero_grad()
         loss.backward()
+        run.average_gradients(model, mask)
         nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         optimizer.step()
         if not run.add(parts, mask):

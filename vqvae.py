@@ -110,15 +110,15 @@ class VQVAE(nn.Module):
         """
         size = self.codebook.shape[1]
         chosen = F.one_hot(codes, size) * real[:, None, None]  # (N, C, K)
-        self.counts.lerp_(chosen.sum(0), 1 - self.decay)
-        self.sums.lerp_(torch.einsum("nck,ncd->ckd", chosen, z), 1 - self.decay)
+        self.counts.lerp_(data.sum_over_processes(chosen.sum(0)), 1 - self.decay)
+        self.sums.lerp_(data.sum_over_processes(torch.einsum("nck,ncd->ckd", chosen, z)), 1 - self.decay)
         total = self.counts.sum(-1, keepdim=True)  # (C, 1)
         smooth = (self.counts + 1e-5) / (total + size * 1e-5) * total
         moved = self.sums / smooth[..., None]
         dead = self.counts < 0.1 * total / size  # (C, K)
         far = (z - entries).pow(2).sum(-1) * real[:, None] + 1e-9  # (N, C)
         slots = torch.arange(self.codes, device=z.device)[:, None]
-        fresh = z[torch.multinomial(far.T, size, replacement=True), slots]  # (C, K, D)
+        fresh = data.from_first_process(z[torch.multinomial(far.T, size, replacement=True), slots])  # (C, K, D)
         self.codebook.copy_(torch.where(dead[..., None], fresh, moved))
         self.counts.copy_(torch.where(dead, total / size, self.counts))
         self.sums.copy_(torch.where(dead[..., None], fresh * self.counts[..., None], self.sums))
@@ -283,6 +283,7 @@ def train(args):
         loss, parts = model(frames, mask) if coding else model.prior_loss(frames, mask)
         optimizer.zero_grad()
         loss.backward()
+        run.average_gradients(model, mask)
         nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         optimizer.step()
         if not run.add(parts, mask):

@@ -302,12 +302,14 @@ def train(args):
             loss, parts = model(frames, mask)
             critic_optimizer.zero_grad()
             loss.backward()
+            run.average_gradients(model.critic, mask)
             critic_optimizer.step()
             if args.clip:
                 clip_weights(model.critic, args.clip)
         loss, generator_parts = model.generator_loss(args.batch)
         optimizer.zero_grad()
         loss.backward(inputs=list(model.generator.parameters()))
+        run.average_gradients(model.generator, mask)
         optimizer.step()
         with torch.no_grad():  # the average follows the first steps closely
             keep = min(args.average, step / (step + 10))
