@@ -732,10 +732,28 @@ def write_atomic(path, content):
         raise InputError(f"cannot write {path}: {error.strerror}; what was there before is kept") from None
 
 
+def fingerprint(content):
+    """MD5 of nested dicts and lists of tensors and plain values, in hexadecimal: the same for the same values."""
+    digest = hashlib.md5()
+
+    def add(value):
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        elif isinstance(value, (dict, list, tuple)):
+            digest.update(f"{len(value)} values".encode())
+            for item in value.items() if isinstance(value, dict) else value:
+                add(item)
+        else:
+            digest.update(f"{type(value).__name__} {value!r}".encode())
+    add(content)
+    return digest.hexdigest()
+
+
 def save_checkpoint(path, content):
-    """torch.save, whole or not at all."""
+    """torch.save, whole or not at all, with a fingerprint."""
     buffer = io.BytesIO()
-    torch.save({"format": "bach-rolls 1", **content}, buffer)
+    torch.save({"format": "bach-rolls 1", **content, "fingerprint": fingerprint(content)}, buffer)
     write_atomic(path, buffer.getvalue())
 
 
@@ -753,6 +771,8 @@ def load_checkpoint(path, model=None):
         raise InputError(f"{path}: damaged or no checkpoint of this project ({type(error).__name__})") from None
     if not isinstance(held, dict) or held.get("format") != "bach-rolls 1":
         raise InputError(f"{path}: no checkpoint of this project")
+    if held.pop("fingerprint", None) != fingerprint({k: v for k, v in held.items() if k != "format"}):
+        raise InputError(f"{path}: damaged: its content is not what was written; train again, or take a copy")
     if model and held.get("model") != model:
         raise InputError(f"{path}: holds a model of {held.get('model')}.py, not of {model}.py")
     return held
@@ -809,6 +829,9 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             for file in held:
                 (self.folder / file).unlink()
+            for file in self.FILES:  # what a killed run was writing
+                for part in self.folder.glob(f".{file}.*"):
+                    part.unlink()
             tempfile.TemporaryFile(dir=self.folder).close()
         except OSError as error:
             raise InputError(f"--out {self.folder} cannot be written: {error.strerror}") from None

@@ -32,7 +32,7 @@ class LSTM(nn.Module):
     voices: V; hidden: H; dropout: between the LSTM's layers and on its output; window: training length.
     """
 
-    def __init__(self, voices=4, hidden=256, dropout=0.3, window=64):
+    def __init__(self, voices=4, hidden=256, dropout=0.4, window=64):
         super().__init__()
         self.config = dict(voices=voices, hidden=hidden, dropout=dropout, window=window)
         self.voices = voices
@@ -138,7 +138,7 @@ def main(argv=None):
     add("--window", type=data.positive_int, default=64, help="frames of a training window")
     add("--transpose", type=int, choices=[0, 1], default=1, help="1 moves training windows by -6..+5 semitones")
     add("--out", default="runs/lstm", help="run folder")
-    add("--steps", type=data.positive_int, default=1000, help="training steps")
+    add("--steps", type=data.positive_int, default=2000, help="training steps")
     add("--batch", type=data.positive_int, default=32, help="windows a step")
     add("--lr", type=data.positive, default=1e-2, help="highest learning rate")
     add("--seed", type=data.natural, default=0, help="seed of weights, batches and samples")
@@ -147,7 +147,7 @@ def main(argv=None):
     add("--resume", action="store_true", help="go on with the run in --out; its schedule is for --steps from there")
     add("--force", action="store_true", help="replace a run that --out holds")
     add("--hidden", type=data.positive_int, default=256, help="units of each LSTM layer")
-    add("--dropout", type=data.dropout, default=0.3, help="share of the LSTM's outputs dropped in training")
+    add("--dropout", type=data.dropout, default=0.4, help="share of the LSTM's outputs dropped in training")
     add("--weight-decay", type=data.non_negative, default=0.1, help="AdamW's decoupled weight decay")
     add("--clip", type=data.positive, default=1.0, help="largest norm of the gradient")
     train(parser.parse(argv))

@@ -334,7 +334,7 @@ def main(argv=None):
     add("--window", type=data.positive_int, default=32, help="frames of a training window")
     add("--transpose", type=int, choices=[0, 1], default=1, help="1 moves training windows by -6..+5 semitones")
     add("--out", default="runs/wgan", help="run folder")
-    add("--steps", type=data.positive_int, default=2000, help="generator steps")
+    add("--steps", type=data.positive_int, default=4000, help="generator steps")
     add("--batch", type=data.positive_int, default=32, help="windows a step")
     add("--lr", type=data.positive, default=1e-3, help="learning rate of the generator")
     add("--seed", type=data.natural, default=0, help="seed of weights, batches and samples")

@@ -1,4 +1,4 @@
-"""Speed, on whatever device is there: python tests/benchmark.py [--device cpu] [--steps 30]
+"""Speed, on whatever device is there: python tests/benchmark.py [--device cpu] [--steps 30] [--files 410]
 
 For each model: frames a second of its real training loop, as `python MODEL.py` runs it, against a bare loop over the same
 module, batch and optimiser with fixed tensors and nothing else. Then the LSTM against a large matrix product, sampling
@@ -8,12 +8,14 @@ against bare LSTM steps, and reading the corpus against pretty_midi alone. Not a
 import argparse
 import contextlib
 import io
+import resource
 import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pretty_midi
 import torch
 from torch import nn
@@ -83,7 +85,7 @@ def training(module, device, steps):
                 held["critic_optimizer"].zero_grad()
                 loss.backward()
                 held["critic_optimizer"].step()
-            loss = model.generator_loss(args.batch)
+            loss, _ = model.generator_loss(args.batch)
         else:
             loss, _ = model(frames, mask)
         held["optimizer"].zero_grad()
@@ -94,19 +96,12 @@ def training(module, device, steps):
     return gaps[len(gaps) // 2], seconds(step, device, steps), args.batch * args.window * getattr(args, "n_critic", 1)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int, default=30)
-    args = parser.parse_args()
-    device = args.device
-    print(f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-
-    log = data.Run.log
+def models(device, steps):
+    """Training and sampling."""
+    begin, add, log = data.Run.__init__, data.Run.add, data.Run.log
     for module in (lstm, attn_lstm, vae, hvae, vqvae, wgan):
-        begin, add = data.Run.__init__, data.Run.add
         try:
-            real, bare, frames = training(module, device, args.steps)
+            real, bare, frames = training(module, device, steps)
         finally:
             data.Run.__init__, data.Run.add, data.Run.log = begin, add, log
         print(f"{module.__name__}: {frames / real:,.0f} frames/s trained, bare {frames / bare:,.0f}: {bare / real:.2f}")
@@ -118,31 +113,78 @@ def main():
     print(f"LSTM, forward and backward: {rate / 1e9:,.0f} GFLOP/s; matrix product {product / 1e9:,.0f}: {rate / product:.2f}")
 
     model = lstm.LSTM().to(device).eval()
+    with torch.no_grad():  # voices apart, as after training: else most draws cross and are drawn again
+        for voice in range(4):
+            model.out.bias.view(4, data.SYMBOLS)[voice, 54 - 9 * voice:61 - 9 * voice] += 20
     for n in (1, 64):
         generator = torch.Generator(device).manual_seed(0)
         sampled = seconds(lambda: model.sample(n, 200, generator), device, 3) / 200
 
         @torch.no_grad()
-        def steps():
+        def bare_steps():
             frame, state = torch.zeros(n, 1, data.KEYS, device=device), None
             for _ in range(200):
                 _, state = model.lstm(frame, state)
-        bare = seconds(steps, device, 3) / 200
+        bare = seconds(bare_steps, device, 3) / 200
         print(f"lstm sampling {n} at once: {n / sampled:,.0f} frames/s, LSTM steps alone {n / bare:,.0f}: {bare / sampled:.2f}")
+    for model, long in ((model, 10_000), (attn_lstm.AttnLSTM().to(device).eval(), 2_000)):
+        rates = [length / seconds(lambda: model.sample(1, length), device, 1) for length in (100, long)]
+        print(f"{type(model).__name__} sampling 100 frames: {rates[0]:,.0f} frames/s; {long:,}: {rates[1]:,.0f}")
 
+
+def altered(source, path, seed):
+    """Write a piece of its own, made from a real one: every note moved by the same random interval, a tenth of them by
+    a step more, a tenth left out."""
+    random = np.random.default_rng(seed)
+    midi = pretty_midi.PrettyMIDI(str(source))
+    up = int(random.integers(-5, 6))
+    for part in midi.instruments:
+        part.notes = [note for note in part.notes if random.random() < 0.9]
+        for note in part.notes:
+            note.pitch = min(108, max(21, note.pitch + up + int(random.random() < 0.1)))
+    midi.write(str(path))
+    return path
+
+
+def corpus(count):
+    """Reading so many files."""
     data.load_corpus()
-    files = sorted(data.BACH.glob("*.mid"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        files = sorted(data.BACH.glob("*.mid"))
+        if count != len(files):
+            files = [altered(files[i % len(files)], Path(folder) / f"{i}.mid", i) for i in range(count)]
+            print(f"wrote {len(files)} altered pieces", flush=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            started = time.perf_counter()
+            for file in files:
+                pretty_midi.PrettyMIDI(str(file))
+        alone = time.perf_counter() - started
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
         started = time.perf_counter()
-        for file in files:
-            pretty_midi.PrettyMIDI(str(file))
-    alone = time.perf_counter() - started
-    started = time.perf_counter()
-    data.load_corpus(cache=False)
-    cold = time.perf_counter() - started
-    warm = seconds(data.load_corpus, "cpu", 5)
-    print(f"corpus of {len(files)} files: cold {cold:.1f} s, pretty_midi alone {alone:.1f} s: {cold / alone:.2f}; warm {warm:.3f} s")
+        held = data.load_corpus(files[0].parent, cache=False)
+        cold = time.perf_counter() - started
+        data.load_corpus(files[0].parent)
+        warm = seconds(lambda: data.load_corpus(files[0].parent), "cpu", 5)
+        frames = sum(len(piece) for part in (held.train, held.valid, held.test) for piece in part)
+        print(f"corpus of {len(files):,} files, {frames:,} frames: cold {cold:.1f} s, pretty_midi alone {alone:.1f} s: "
+              f"{cold / alone:.2f}; warm {warm:.3f} s; memory {before:,.0f} MB before, "
+              f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000:,.0f} MB at most")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=30, help="training steps timed for each model")
+    parser.add_argument("--files", type=int, default=410, help="size of the corpus: 410 is the default one")
+    parser.add_argument("--only", choices=["corpus"], help="leave out the rest")
+    args = parser.parse_args()
+    device = args.device
+    print(f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+
+    if args.only != "corpus":
+        models(device, args.steps)
+    corpus(args.files)
 
 
 if __name__ == "__main__":

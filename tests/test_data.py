@@ -182,6 +182,19 @@ def test_sample_symbols():
 
 # ------------------------------------------------------------------------------------------------------------- corpus
 
+def test_sample_voices_draws_the_distribution_of_real_frames():
+    """Two voices over three keys: draws have the probabilities of the pairs that are frames, scaled to one."""
+    logits = torch.full((2, 89), -torch.inf)
+    logits[:, [0, 40, 41, 42]] = torch.tensor([[0.5, 0.0, 1.0, 0.3], [0.2, 1.0, 0.4, -0.5]])
+    pairs = torch.cartesian_prod(*[torch.tensor([0, 40, 41, 42])] * 2)
+    legal = (data.to_voices(data.from_voices(pairs), 2) == pairs).all(1)
+    assert legal.sum() == 1 + 3 + 3  # silence, the top voice alone, two different keys in order
+    want = (logits[0].log_softmax(0)[pairs[:, 0]] + logits[1].log_softmax(0)[pairs[:, 1]]).exp() * legal
+    drawn = data.sample_voices(logits.expand(20000, 2, 89), torch.Generator().manual_seed(0))
+    have = (drawn[:, None] == pairs).all(-1).float().mean(0)
+    assert torch.allclose(have, want / want.sum(), atol=0.01)
+
+
 def test_split_is_by_work_and_pinned():
     works = [f"bwv{i}" for i in range(253, 303)]
     split = data.split_works(works + works[::-1])
@@ -415,6 +428,24 @@ def test_foreign_checkpoints_are_refused(tmp_path, monkeypatch, content):
     with pytest.raises(data.InputError, match="x.pt: .*no checkpoint of this project"):
         data.load_checkpoint("x.pt")
     assert not (tmp_path / "hacked").exists()
+
+
+def test_a_checkpoint_with_other_content_than_was_written_is_refused(tmp_path):
+    data.save_checkpoint(tmp_path / "x.pt", {"model": "lstm", "weights": torch.ones(3), "rows": [{"nll": 1.0}]})
+    held = data.load_checkpoint(tmp_path / "x.pt", "lstm")
+    assert torch.equal(held["weights"], torch.ones(3)) and held["rows"] == [{"nll": 1.0}]
+    held = torch.load(tmp_path / "x.pt")
+    held["weights"][1] = 2
+    torch.save(held, tmp_path / "x.pt")
+    with pytest.raises(data.InputError, match="x.pt: damaged"):
+        data.load_checkpoint(tmp_path / "x.pt")
+
+
+def test_too_little_memory_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        data.cli(lambda: torch.empty(2**60))
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1 and "not enough memory" in said
 
 
 def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
