@@ -498,7 +498,7 @@ class Windows:
     """
 
     def __init__(self, pieces, window, device="cpu", hop=16, full=False):
-        self.window = window
+        self.window, hop = window, min(hop, window)
         starts, lengths, offset = [], [], 0
         for piece in pieces:
             for start in range(0, max(len(piece) - window, 0) + hop, hop):
@@ -658,6 +658,8 @@ positive = _number(float, 1e-30, 1e30, "a number above 0")
 non_negative = _number(float, 0, 1e30, "a number, 0 or above")
 probability = _number(float, 0, 1, "a number from 0 to 1")
 dropout = _number(float, 0, 0.99, "a number from 0 to 0.99")
+decay = _number(float, 0, 0.9999, "a number from 0 to 0.9999")
+skip_count = _number(int, 0, KEYS, f"a whole number from 0 to {KEYS}: one symbol must be left")
 voice_count = _number(int, 1, KEYS, f"a whole number from 1 to {KEYS}")
 
 
@@ -1036,7 +1038,8 @@ def draw_rolls(rolls, path):
 
 
 def draw_curves(runs, path):
-    """Draw log rows {run: [{"step": ..., name: value}]}: one panel a logged quantity, training dashed, validation full."""
+    """Draw log rows {run: [{"step": ..., name: value}]}: one panel a logged quantity, training dashed, validation full;
+    on a logarithmic scale where it spans more than a factor of a thousand."""
     plt = pyplot()
     names = dict.fromkeys(name.removeprefix("valid_") for rows in runs.values() for row in rows for name in row
                           if name not in ("step", "seconds", "frames_per_second"))
@@ -1048,12 +1051,16 @@ def draw_curves(runs, path):
     for axis in axes.flat[len(names):]:
         axis.axis("off")
     for name, axis in zip(names, axes.flat):
+        seen = []
         for i, (run, rows) in enumerate(runs.items()):
             for column, style in ((name, "--"), ("valid_" + name, "-")):
                 points = [(row["step"], row[column]) for row in rows if row.get(column) not in (None, "")]
+                seen += [value for _, value in points]
                 if points:
                     axis.plot(*zip(*points), style, color=f"C{i % 10}", linewidth=1.2,
                               label=(run if len(runs) > 1 else "validation" if style == "-" else "training"))
+        if seen and max(seen) > 1000 * min(seen) > 0:
+            axis.set_yscale("log")
         axis.set_title(name.replace("_", " "), fontsize=9)
         axis.set_xlabel("step", fontsize=8)
         axis.grid(alpha=0.3)

@@ -116,7 +116,8 @@ class VQVAE(nn.Module):
         smooth = (self.counts + 1e-5) / (total + size * 1e-5) * total
         moved = self.sums / smooth[..., None]
         dead = self.counts < 0.1 * total / size  # (C, K)
-        far = (z - entries).pow(2).sum(-1) * real[:, None] + 1e-9  # (N, C)
+        far = (z - entries).pow(2).sum(-1) * real[:, None]  # (N, C)
+        far = far.nan_to_num(0, 0) + 1e-9  # no longer finite: the next log line will say so
         slots = torch.arange(self.codes, device=z.device)[:, None]
         fresh = data.from_first_process(z[torch.multinomial(far.T, size, replacement=True), slots])  # (C, K, D)
         self.codebook.copy_(torch.where(dead[..., None], fresh, moved))
@@ -318,7 +319,7 @@ def main(argv=None):
     add("--dim", type=data.positive_int, default=32, help="dimensions of a codebook entry (D)")
     add("--hidden", type=data.positive_int, default=512, help="units of the decoder's layers")
     add("--beta", type=data.non_negative, default=0.05, help="weight of the commitment")
-    add("--decay", type=data.probability, default=0.99, help="of the codebooks' moving averages")
+    add("--decay", type=data.decay, default=0.99, help="of the codebooks' moving averages")
     add("--prior-steps", type=data.positive_int, default=2200, help="training steps of the prior, after the codec's")
     add("--prior-hidden", type=data.positive_int, default=384, help="units of the prior's LSTM layers")
     add("--context", type=data.natural, default=0, help="patterns the prior reads, 0 for all; the paper's is 4")

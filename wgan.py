@@ -359,7 +359,7 @@ def main(argv=None):
     add("--n-critic", type=data.positive_int, default=1, help="critic steps a generator step")
     add("--critic-lr", type=data.positive, default=2e-3, help="learning rate of the critic")
     add("--optimizer", choices=["adam", "rmsprop"], default="adam", help="adam has betas 0 and 0.9")
-    add("--average", type=data.dropout, default=0.997, help="how slowly the averaged weights follow; 0: no average")
+    add("--average", type=data.decay, default=0.997, help="how slowly the averaged weights follow; 0: no average")
     train(parser.parse(argv))
 
 
