@@ -706,9 +706,11 @@ def cli(main):
     except InputError as error:
         fail(error)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
-            raise
-        fail("not enough memory; take a smaller --batch, --window or --hidden, or fewer pieces (-n)")
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+            fail("not enough memory; take a smaller --batch, --window or --hidden, or fewer pieces (-n)")
+        if processes()[1] > 1 and ("gloo" in str(error) or isinstance(error, distributed.DistError)):
+            fail(f"lost another process ({str(error).splitlines()[0][:80]}); go on with --resume")
+        raise
     except BrokenPipeError:
         sys.stderr.close()
     finally:
