@@ -218,7 +218,7 @@ class AttnLSTM(nn.Module):
         return loss, {"nll": loss.detach()}
 
     @torch.no_grad()
-    def sample(self, n, length, generator=None, temperature=1.0, top_p=1.0, prime=None, melody=None):
+    def sample(self, n, length, generator=None, temperature=1.0, top_p=0.9, prime=None, melody=None):
         """n new pieces as bool (n, length, 88), frame by frame; with prime, a bool (T, 88) roll, what follows it.
 
         melody: bool (T, 88); where it sounds, its top note is kept as voice 0 and the other voices are drawn below it.

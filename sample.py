@@ -418,7 +418,7 @@ def main(argv=None):
     add("-n", type=data.positive_int, help="how many pieces (default: 8; 9 with --interpolate; 64 with --compare)")
     add("--length", type=data.positive_int, help="frames of a piece (default: 256; 128 with --compare; a melody's own)")
     add("--temperature", type=data.non_negative, help="below 1 safer, above 1 bolder, 0 the likeliest (default: 1)")
-    add("--top-p", type=data.probability, help="draw from the likeliest symbols that reach this probability (default: 1)")
+    add("--top-p", type=data.probability, help="draw from the likeliest symbols that reach this probability (default: 0.9)")
     add("--skip-top", type=data.skip_count, help="leave out so many of the likeliest symbols of each voice (default: 0)")
     add("--seed", type=data.natural, default=0, help="another seed, other music")
     add("--out", help="folder to write to (default: samples/ in the run folder)")

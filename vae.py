@@ -170,7 +170,7 @@ class VAE(nn.Module):
         return torch.cat(roll, 1)
 
     @torch.no_grad()
-    def sample(self, n, length, generator=None, temperature=1.0, top_p=1.0, prime=None, walk=0.5):
+    def sample(self, n, length, generator=None, temperature=1.0, top_p=0.9, prime=None, walk=0.5):
         """n new pieces as bool (n, length, 88), z drawn from N(0, I); with prime, a bool (T, 88) roll, what follows it.
 
         Beyond one window, z takes a step of a random walk that keeps N(0, I), and the next window begins with the last

@@ -144,12 +144,28 @@ def test_sampling_uses_the_prior_that_is_trained(batch, context):
             chosen.append((symbols, logits.log_softmax(-1).gather(-1, symbols[:, None])[:, 0]))
             return symbols
         data.sample_symbols = spy
-        rolls = model.sample(3, 32, torch.Generator().manual_seed(0))
+        rolls = model.sample(3, 32, torch.Generator().manual_seed(0), tries=1)
     finally:
         data.sample_symbols = real
     codes = torch.stack([symbols for symbols, _ in chosen], 1).view(3, 8, 4)
     assert torch.equal(rolls, model.decode(codes))
     assert torch.allclose(model.prior_nll(codes).sum(1), -sum(p for _, p in chosen), atol=1e-3)
+
+
+def test_more_draws_contradict_themselves_less(batch):
+    model = trained(batch, 60)
+
+    def contradictions(tries):
+        model.sample(16, 32, torch.Generator().manual_seed(0), top_p=1, tries=tries)
+        return [model.contradictions(codes).float().mean().item() for codes in drawn[-8:]]
+    drawn, decode = [], model.decode
+
+    def spy(codes):
+        drawn.extend(codes.unbind(1)) if codes.shape[1] == 8 else None
+        return decode(codes)
+    model.decode = spy
+    once, often = contradictions(1), contradictions(8)
+    assert sum(often) < sum(once)
 
 
 def test_sample_is_repeatable_and_primed(batch, corpus, model):
