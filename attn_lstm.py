@@ -235,7 +235,7 @@ class AttnLSTM(nn.Module):
         for t in range(length):
             voices = torch.zeros(n, 1, V, dtype=torch.long, device=device)
             for i, v in enumerate(self.order):
-                logits = self.voice_logits(i, known, voices, legal=melody is not None)
+                logits = self.voice_logits(i, known, voices, legal=True)
                 voices[..., v] = data.sample_symbols(logits, generator, temperature, top_p)
                 if v == 0:
                     voices[..., 0] = torch.where(kept[t] > 0, kept[t], voices[..., 0])
@@ -282,11 +282,12 @@ def train(args):
         run.average_gradients(model, mask)
         nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         optimizer.step()
-        if not run.add(parts, mask):
-            return
+        run.add(parts, mask)
         if step % args.eval_every == 0 or step == args.steps:
             valid = evaluate(model, corpus.valid)
             run.log(args.steps, valid, best=valid["nll"])
+        if run.stopped():
+            return
 
     run.load_best()
     run.finish(evaluate(model, corpus.test))
@@ -320,7 +321,7 @@ def main(argv=None):
     add("--dropout-lstm", type=data.dropout, default=0.6, help="share dropped between the LSTM's layers")
     add("--dropout", type=data.dropout, default=0.6, help="share of the context, and of the heads' units, dropped")
     add("--optimizer", choices=["adamw", "adam"], default="adamw",
-        help="adamw decays weights apart from the gradient; adam adds the decay to it, the paper's L2")
+        help="adamw decays weights apart from the gradient; adam adds the decay to it, as an L2 penalty")
     add("--weight-decay", type=data.non_negative, default=0.5, help="weight decay of the optimizer")
     add("--clip", type=data.positive, default=1.0, help="largest norm of the gradient")
     train(parser.parse(argv))

@@ -39,6 +39,7 @@ LOWEST = 21  # MIDI pitch of key 0, a piano's lowest A
 SYMBOLS = KEYS + 1  # what one voice can do in a frame: 0 rests, k + 1 sounds key k
 BACH = Path(__file__).resolve().parent / "midi" / "bach"
 RULES = 2  # version of the reading rules below: a change of what a corpus holds must change it
+FORMAT = "bach-rolls 2"  # of checkpoints
 RIGHTS = ("Rights: the music is in the public domain. The encodings of the default corpus come with music21; "
           "see the licence note of its corpus.")
 
@@ -508,7 +509,7 @@ class Windows:
             offset += len(piece)
         if not starts:
             raise InputError(f"--window {window}: no piece of this corpus has so many frames; take a shorter window")
-        frames = np.concatenate([*pieces, np.zeros((window, KEYS))]).astype(np.uint8)
+        frames = np.concatenate([*pieces, np.zeros((window, KEYS), bool)]).astype(np.uint8)
         self.frames = torch.from_numpy(frames).to(device)
         self.starts, self.lengths = torch.tensor(starts, device=device), torch.tensor(lengths, device=device)
 
@@ -621,7 +622,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv=None):
         """parse_args; with --resume, flags that are not given have the values the run was started with, and a given
-        one that contradicts them is an error (--steps, --device, --eval-every, --out, --data may differ)."""
+        one that contradicts them is an error (--steps, --prior-steps, --device, --eval-every, --out, --data may differ)."""
         args = self.parse_args(argv)
         if not getattr(args, "resume", False):
             return args
@@ -675,9 +676,11 @@ def device_name(text):
     """'auto' -> 'cuda' where there is one, of several processes each its own, else 'cpu'; any other device is checked
     to be there."""
     if text == "auto":
-        text = "cpu"
-        if torch.cuda.is_available():
-            text = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if processes()[1] > 1 else "cuda"
+        text = "cuda" if torch.cuda.is_available() else "cpu"
+    if text == "cuda" and processes()[1] > 1:
+        text = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text} is neither cpu nor cuda")
     try:
         torch.empty(0, device=text)
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -698,7 +701,7 @@ def cli(main):
     """Run a program's main(), in one process or in each of torchrun's; bad input ends it with one line and exit status
     2, a bug with its traceback."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if distributed.is_nccl_available() else "gloo")
         if processes()[0]:
             sys.stdout = open(os.devnull, "w")
     try:
@@ -706,7 +709,7 @@ def cli(main):
     except InputError as error:
         fail(error)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or re.search("can't allocate|not enough", str(error)):
             fail("not enough memory; take a smaller --batch, --window or --hidden, or fewer pieces (-n)")
         if processes()[1] > 1 and ("gloo" in str(error) or isinstance(error, distributed.DistError)):
             fail(f"lost another process ({str(error).splitlines()[0][:80]}); go on with --resume")
@@ -757,7 +760,7 @@ def fingerprint(content):
 def save_checkpoint(path, content):
     """torch.save, whole or not at all, with a fingerprint."""
     buffer = io.BytesIO()
-    torch.save({"format": "bach-rolls 1", **content, "fingerprint": fingerprint(content)}, buffer)
+    torch.save({"format": FORMAT, **content, "fingerprint": fingerprint(content)}, buffer)
     write_atomic(path, buffer.getvalue())
 
 
@@ -773,9 +776,9 @@ def load_checkpoint(path, model=None):
         raise InputError(f"{path}: no such file; train a model first, or give its folder") from None
     except Exception as error:
         raise InputError(f"{path}: damaged or no checkpoint of this project ({type(error).__name__})") from None
-    if not isinstance(held, dict) or held.get("format") != "bach-rolls 1":
+    if not isinstance(held, dict) or held.pop("format", None) != FORMAT:
         raise InputError(f"{path}: no checkpoint of this project")
-    if held.pop("fingerprint", None) != fingerprint({k: v for k, v in held.items() if k != "format"}):
+    if held.pop("fingerprint", None) != fingerprint(held):
         raise InputError(f"{path}: damaged: its content is not what was written; train again, or take a copy")
     if model and held.get("model") != model:
         raise InputError(f"{path}: holds a model of {held.get('model')}.py, not of {model}.py")
@@ -845,7 +848,7 @@ class Run:
             raise KeyboardInterrupt
         self.interrupted = True
         if not self.rank:
-            print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
+            print("\nstopping after this step" + "; press Ctrl-C again to stop at once" * (self.world == 1), file=sys.stderr)
 
     def _restore(self, held):
         try:
@@ -858,8 +861,8 @@ class Run:
             if "cuda_rng" in held and torch.cuda.is_available():
                 torch.cuda.set_rng_state(held["cuda_rng"][self.rank % len(held["cuda_rng"])], self.args.device)
         except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
-            raise InputError(f"{self.folder / 'last.pt'}: does not fit this model or this device "
-                             f"({str(error).splitlines()[0][:100]})") from None
+            raise InputError(f"{self.folder / 'last.pt'}: does not fit this model, or not this device: it comes from "
+                             f"{held.get('args', {}).get('device')} ({str(error).splitlines()[0][:100]})") from None
 
     def _rng(self, state):
         """The states of a random generator of all processes, from this one's."""
@@ -894,22 +897,27 @@ class Run:
                                              weight.new_tensor([self.interrupted])]))
         for gradient, mean in zip(gradients, sums.split([*(g.numel() for g in gradients), 2])):
             gradient.copy_(mean.view_as(gradient) / sums[-2])
-        self.asked = sums[-1]  # whether a process was told to stop: they must stop together
+        self.asked = sums[-1]  # how many processes were told to stop: they must stop together
 
     def add(self, values, mask):
         """Count a training step: its losses (0-dimensional tensors, averaged over frames until the next log line) and
-        frames. Returns False after Ctrl-C, when last.pt has been written and the loop should end."""
+        frames."""
         self.step += 1
         frames = mask.sum().double()
         for name, value in {**values, "frames": torch.ones_like(frames)}.items():
             self.sums[name] = self.sums.get(name, 0) + value.double() * frames  # stays on the device
-        stop = self.interrupted if self.world == 1 else self.step % 10 == 0 and bool(self.asked)
+
+    def stopped(self):
+        """Whether the loop should end, after Ctrl-C; last.pt has then been written."""
+        stop = self.interrupted
+        if self.world > 1:  # together; reading `asked` makes a GPU wait, so not at each step there
+            stop = (self.step % 10 == 0 or self.args.device == "cpu") and bool(self.asked)
         if stop:
             self.save()
             print(f"stopped after step {self.step}; go on with the same command and --resume", flush=True)
-        return not stop
+        return stop
 
-    def log(self, steps, valid, best=None, stage=""):
+    def log(self, steps, valid, best=None):
         """Write a line to the screen and to log.csv, last.pt, and, if `best` is the lowest yet, model.pt.
 
         steps: how many the run has; valid: dict of validation figures. Raises InputError if a loss is not finite.
@@ -928,7 +936,7 @@ class Run:
         self.rows.append(row)
         self.sums, self.shown = {}, time.time()
         left = seconds / self.step * (steps - self.step)
-        print(f"{stage}step {self.step} of {steps}: "
+        print(f"step {self.step} of {steps}: "
               + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in row.items()
                           if isinstance(v, float) and k != "seconds")
               + f", {rate:,.0f} frames/s, {left / 60:.1f} min left", flush=True)

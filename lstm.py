@@ -119,11 +119,12 @@ def train(args):
         run.average_gradients(model, mask)
         nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         optimizer.step()
-        if not run.add(parts, mask):
-            return
+        run.add(parts, mask)
         if step % args.eval_every == 0 or step == args.steps:
             valid = evaluate(model, corpus.valid)
             run.log(args.steps, valid, best=valid["nll"])
+        if run.stopped():
+            return
 
     run.load_best()
     run.finish(evaluate(model, corpus.test))

@@ -250,7 +250,7 @@ def compare(runs, args):
             rolls = known[name]
         else:
             print(f"sampling {n} pieces of {length} frames from {name} ...", file=sys.stderr)
-            options = {k: getattr(args, k) for k in ("temperature", "top_p")
+            options = {k: getattr(args, k) for k in ("temperature", "top_p", "skip_top")
                        if getattr(args, k) is not None and takes(k)(type(model))}
             started = time.time()
             rolls = model.sample(n, length, torch.Generator(args.device).manual_seed(args.seed), **options).cpu().numpy()
@@ -428,6 +428,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if sum(map(bool, (args.compare, args.prime or args.melody, args.interpolate, args.reconstruct))) > 1:
         parser.error("--compare, --prime or --melody, --interpolate and --reconstruct exclude each other")
+    if (args.interpolate or args.reconstruct) and (args.temperature, args.top_p, args.skip_top) != (None, None, None):
+        parser.error("--temperature, --top-p and --skip-top are for sampling; --interpolate and --reconstruct take the likeliest")
     compare(args.runs, args) if args.compare else run_command(args)
 
 

@@ -188,7 +188,7 @@ class VAE(nn.Module):
             mu, logvar = self.encode(last, torch.ones_like(last[..., 0]))
             z = (1 - walk ** 2) ** 0.5 * (mu + (logvar / 2).exp() * z) + walk * noise()
         while roll.shape[1] < given + length:
-            past = roll[:, -self.window // 4:][:, -(self.window - 1):]
+            past = roll[:, max(0, roll.shape[1] - self.window // 4):]
             new = self.decode(z, None, generator, temperature, top_p, past)
             roll = torch.cat([roll, new[:, past.shape[1]:]], 1)
             z = (1 - walk ** 2) ** 0.5 * z + walk * noise()
@@ -247,11 +247,12 @@ def train(args):
         run.average_gradients(model, mask)
         nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         optimizer.step()
-        if not run.add(parts, mask):
-            return
+        run.add(parts, mask)
         if step % args.eval_every == 0 or step == args.steps:
             valid = evaluate(model, corpus.valid)
             run.log(args.steps, valid, best=valid["reconstruction"] + args.beta * (valid["nll"] - valid["reconstruction"]))
+        if run.stopped():
+            return
 
     run.load_best()
     run.finish(evaluate(model, corpus.test, samples=64))

@@ -157,8 +157,7 @@ class VQVAE(nn.Module):
     def decode(self, codes):
         """codes (B, P, C) -> roll, bool (B, P * 4, 88): in each frame as many of the likeliest keys as are expected.
 
-        Where codes disagree about a voice, no key may reach 1/2; a voice would then be missing (notes at once: divergence
-        from Bach 0.19 with p > 1/2, 0.11 so).
+        Where codes disagree about a voice, no key may reach 1/2; a voice would then be missing.
         """
         p = self.key_logits(codes).sigmoid()
         rank = p.argsort(-1, descending=True).argsort(-1)
@@ -222,11 +221,11 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def sample(self, n, length, generator=None, temperature=1.0, top_p=0.9, prime=None, tries=8):
-        """n new pieces as bool (n, length, 88), pattern by pattern; with prime, a bool (T, 88) roll, what follows it.
-        temperature and top_p act on the prior.
+        """n new pieces as bool (n, length, 88), pattern by pattern; with prime, a bool (T, 88) roll, what follows it
+        (whole patterns of it are read, its end first). temperature and top_p act on the prior.
 
         Codes that contradict each other are no music: of `tries` draws of a pattern the one with the fewest contradictions
-        is kept (notes at once: divergence from Bach 0.12 with one draw, 0.03 with eight).
+        is kept (notes at once with top_p 1: divergence from Bach 0.12 with one draw, 0.03 with eight).
         """
         self.eval()
         device = self.codebook.device
@@ -243,7 +242,9 @@ class VQVAE(nn.Module):
                 past = []
             pattern = self.draw_pattern(h[:, -1], generator, temperature, top_p)
             wrong = self.contradictions(pattern)
-            for _ in range(tries - 1 if wrong.any() else 0):
+            for _ in range(tries - 1):
+                if temperature == 0 or not wrong.any():
+                    break
                 drawn = self.draw_pattern(h[:, -1], generator, temperature, top_p)
                 others = self.contradictions(drawn)
                 pattern = torch.where((others < wrong)[:, None], drawn, pattern)
@@ -306,11 +307,12 @@ def train(args):
         run.average_gradients(model, mask)
         nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         optimizer.step()
-        if not run.add(parts, mask):
-            return
+        run.add(parts, mask)
         if step % args.eval_every == 0 or step in (args.steps, steps):
             valid = evaluate(model, corpus.valid)
             run.log(steps, valid, best=None if coding else valid["nll"])
+        if run.stopped():
+            return
 
     run.load_best()
     run.finish(evaluate(model, corpus.test))

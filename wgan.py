@@ -293,6 +293,8 @@ def train(args):
     critic_optimizer = kind(model.critic.parameters(), args.critic_lr)
     generator = torch.Generator(args.device).manual_seed(args.seed)
     windows = data.Windows(corpus.train, args.window, args.device, full=True)
+    for pieces in (corpus.valid, corpus.test):  # they need a full window too: better said now
+        data.Windows(pieces, args.window, full=True)
     model.start_at(windows.sample(256, generator, args.transpose)[0])
     run = data.Run("wgan", args, model, corpus, optimizer=optimizer, critic_optimizer=critic_optimizer, generator=generator)
 
@@ -306,7 +308,7 @@ def train(args):
             critic_optimizer.step()
             if args.clip:
                 clip_weights(model.critic, args.clip)
-        loss, generator_parts = model.generator_loss(args.batch)
+        loss, generator_parts = model.generator_loss(len(frames))
         optimizer.zero_grad()
         loss.backward(inputs=list(model.generator.parameters()))
         run.average_gradients(model.generator, mask)
@@ -315,11 +317,12 @@ def train(args):
             keep = min(args.average, step / (step + 10))
             for mean, weight in zip(model.average.parameters(), model.generator.parameters()):
                 mean.lerp_(weight, 1 - keep)
-        if not run.add({**parts, **generator_parts}, mask.repeat(args.n_critic, 1)):
-            return
+        run.add({**parts, **generator_parts}, mask.repeat(args.n_critic, 1))
         if step % args.eval_every == 0 or step == args.steps:
             valid = evaluate(model, corpus.valid)
             run.log(args.steps, valid, best=valid["style"] + (valid["alike"] > 0.5))  # style counts once modes are apart
+        if run.stopped():
+            return
 
     run.load_best()
     run.finish(evaluate(model, corpus.test))

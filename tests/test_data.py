@@ -366,18 +366,20 @@ def toy_run(folder, *argv):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if not run.add({"loss": loss.detach()}, torch.ones(4)):
-            return run
+        run.add({"loss": loss.detach()}, torch.ones(4))
         if step % 3 == 0 or step == args.steps:
             run.log(args.steps, {"nll": loss.item()}, best=loss.item())
         run.interrupted = step == getattr(toy_run, "stop_at", None)
+        if run.stopped():
+            return run
     return run
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stop_at", [4, 6])  # 6: where a line is logged
+def test_a_stopped_run_goes_on_bit_for_bit(stop_at, tmp_path, monkeypatch):
     whole = toy_run(tmp_path / "whole")
-    monkeypatch.setattr(toy_run, "stop_at", 4, raising=False)
-    assert toy_run(tmp_path / "cut").step == 5
+    monkeypatch.setattr(toy_run, "stop_at", stop_at, raising=False)
+    assert toy_run(tmp_path / "cut").step == stop_at
     monkeypatch.undo()
     rest = toy_run(tmp_path / "cut", "--resume")
     assert torch.equal(whole.model.weight, rest.model.weight) and rest.step == 10

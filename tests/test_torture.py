@@ -1,12 +1,11 @@
 """A small share of torture.py: kills, damaged files and checkpoints, a full disk, odd flags."""
 
-import os
 import random
 
 import pytest
-import torture
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+pytest.importorskip("resource", reason="needs fork")
+import torture  # noqa: E402
 
 
 @pytest.fixture
