@@ -202,6 +202,20 @@ def from_voices(voices):
     return out.scatter_(-1, voices, True)[..., 1:]
 
 
+def is_frame(voices):
+    """Whether symbols (..., V) are what to_voices gives for some frame: none cross or double, and they are filled in its
+    order. The same as to_voices(from_voices(voices), V) == voices, in a few small steps: bool (...)."""
+    upper, lowest = voices[..., :-1], voices[..., -1:]
+    if not upper.shape[-1]:
+        return lowest[..., 0] >= 0
+    first, inner = upper[..., :1], upper[..., 1:]
+    fits = ((upper > lowest) | (upper == 0)) & ((lowest == 0) | (first > 0))
+    if inner.shape[-1]:
+        falls = (inner < upper[..., :-1]) | (inner == 0)
+        fits = fits & falls.all(-1, keepdim=True) & ((inner[..., :1] == 0) | (lowest > 0))
+    return fits.all(-1)
+
+
 def sample_symbols(logits, generator=None, temperature=1.0, top_p=1.0, skip_top=0):
     """Draw one symbol from each row of logits (..., S) -> long (...).
 
@@ -227,10 +241,10 @@ def sample_voices(logits, generator=None, temperature=1.0, top_p=1.0, skip_top=0
     """
     voices = sample_symbols(logits, generator, temperature, top_p, skip_top)
     for _ in range(30 if temperature else 0):
-        crossed = (to_voices(from_voices(voices), voices.shape[-1]) != voices).any(-1, keepdim=True)
-        if not crossed.any():
+        good = is_frame(voices)
+        if good.all():
             break
-        voices = torch.where(crossed, sample_symbols(logits, generator, temperature, top_p, skip_top), voices)
+        voices = torch.where(good[..., None], voices, sample_symbols(logits, generator, temperature, top_p, skip_top))
     return voices
 
 
@@ -701,7 +715,8 @@ def cli(main):
     """Run a program's main(), in one process or in each of torchrun's; bad input ends it with one line and exit status
     2, a bug with its traceback."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if distributed.is_nccl_available() else "gloo")
+        nccl = torch.cuda.is_available() and distributed.is_nccl_available()
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
         if processes()[0]:
             sys.stdout = open(os.devnull, "w")
     try:
@@ -709,7 +724,7 @@ def cli(main):
     except InputError as error:
         fail(error)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or re.search("can't allocate|not enough", str(error)):
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "t allocate memory" in str(error):
             fail("not enough memory; take a smaller --batch, --window or --hidden, or fewer pieces (-n)")
         if processes()[1] > 1 and ("gloo" in str(error) or isinstance(error, distributed.DistError)):
             fail(f"lost another process ({str(error).splitlines()[0][:80]}); go on with --resume")
@@ -866,10 +881,11 @@ class Run:
 
     def _rng(self, state):
         """The states of a random generator of all processes, from this one's."""
+        if self.world == 1:
+            return [state]
         states = [torch.empty_like(state) for _ in range(self.world)]
-        if self.world > 1:
-            distributed.all_gather(states, state)
-        return states if self.world > 1 else [state]
+        distributed.all_gather(states, state)
+        return states
 
     def save(self):
         """Write last.pt: everything that a resumed run needs to end bit for bit where this one would."""

@@ -182,6 +182,12 @@ def test_sample_symbols():
 
 # ------------------------------------------------------------------------------------------------------------- corpus
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_is_frame(count):
+    voices = torch.cartesian_prod(*[torch.arange(count + 2)] * count).view(-1, count)
+    assert torch.equal(data.is_frame(voices), (data.to_voices(data.from_voices(voices), count) == voices).all(-1))
+
+
 def test_sample_voices_draws_the_distribution_of_real_frames():
     """Two voices over three keys: draws have the probabilities of the pairs that are frames, scaled to one."""
     logits = torch.full((2, 89), -torch.inf)
