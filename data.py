@@ -226,11 +226,11 @@ def sample_symbols(logits, generator=None, temperature=1.0, top_p=1.0, skip_top=
         logits = logits.scatter(-1, logits.topk(skip_top, -1).indices, -torch.inf)
     if temperature == 0:
         return logits.argmax(-1)
-    p = (logits / temperature).softmax(-1)
-    if top_p < 1:
-        ranked, order = p.sort(-1, descending=True)
-        p = torch.zeros_like(p).scatter(-1, order, ranked * (ranked.cumsum(-1) - ranked < max(top_p, 1e-9)))
-    return torch.multinomial(p.flatten(0, -2), 1, generator=generator).view(p.shape[:-1])
+    p, symbols = (logits / temperature).softmax(-1).sort(-1, descending=True)
+    reached = p.cumsum(-1)
+    last = (reached - p < max(top_p, 1e-9)).logical_and_(p > 0).sum(-1, keepdim=True) - 1  # the last that is kept
+    drawn = torch.rand(last.shape, generator=generator, device=p.device) * reached.gather(-1, last)
+    return symbols.gather(-1, (reached <= drawn).sum(-1, keepdim=True).minimum(last))[..., 0]
 
 
 def sample_voices(logits, generator=None, temperature=1.0, top_p=1.0, skip_top=0):
@@ -239,13 +239,14 @@ def sample_voices(logits, generator=None, temperature=1.0, top_p=1.0, skip_top=0
     Voices that cross or double are no frame (to_voices never gives them): such draws are drawn again, up to 30 times,
     which samples the voices' distribution given that they are a frame.
     """
-    voices = sample_symbols(logits, generator, temperature, top_p, skip_top)
+    frames = logits.flatten(0, -3)  # (n, V, 89)
+    voices = sample_symbols(frames, generator, temperature, top_p, skip_top)
     for _ in range(30 if temperature else 0):
-        good = is_frame(voices)
-        if good.all():
+        crossed = (~is_frame(voices)).nonzero()[:, 0]
+        if not len(crossed):
             break
-        voices = torch.where(good[..., None], voices, sample_symbols(logits, generator, temperature, top_p, skip_top))
-    return voices
+        voices[crossed] = sample_symbols(frames[crossed], generator, temperature, top_p, skip_top)
+    return voices.view(logits.shape[:-1])
 
 
 # -------------------------------------------------------------------------------------------------------------- corpus
@@ -642,7 +643,9 @@ class Parser(argparse.ArgumentParser):
             return args
         unset = object()  # argparse fills in no default where the namespace has a value already
         probe = self.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), unset)))
-        saved = load_checkpoint(Path(args.out) / "last.pt")["args"]
+        saved = load_checkpoint(Path(args.out) / "last.pt").get("args")
+        if not isinstance(saved, dict):
+            raise InputError(f"{Path(args.out) / 'last.pt'}: does not say how it was trained")
         for name, value in vars(probe).items():
             if name in ("resume", "force", "out") or name not in saved or (name == "device" and value is unset):
                 continue
@@ -875,7 +878,11 @@ class Run:
             torch.set_rng_state(held["rng"][self.rank % len(held["rng"])])
             if "cuda_rng" in held and torch.cuda.is_available():
                 torch.cuda.set_rng_state(held["cuda_rng"][self.rank % len(held["cuda_rng"])], self.args.device)
-        except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+            kinds = {"step": int, "best": float, "rows": list, "seconds": float, "rng": list, "sums": dict}
+            wrong = [name for name, kind in kinds.items() if not isinstance(held[name], kind)]
+            if wrong or self.step < 0 or not all(isinstance(row, dict) for row in self.rows):
+                raise ValueError(f"no sound {(wrong or ['step or rows'])[0]}")
+        except (KeyError, TypeError, RuntimeError, ValueError, AttributeError, IndexError) as error:
             raise InputError(f"{self.folder / 'last.pt'}: does not fit this model, or not this device: it comes from "
                              f"{held.get('args', {}).get('device')} ({str(error).splitlines()[0][:100]})") from None
 
@@ -975,7 +982,11 @@ class Run:
     def load_best(self):
         """Put the weights of the best validation step (model.pt) into the model."""
         wait_for_all()
-        self.model.load_state_dict(load_checkpoint(self.folder / "model.pt", self.name)["state"])
+        path = self.folder / "model.pt"
+        try:
+            self.model.load_state_dict(load_checkpoint(path, self.name)["state"])
+        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+            raise InputError(f"{path}: does not fit this model ({str(error).splitlines()[0][:100]})") from None
 
     def finish(self, test):
         """Write result.json with the test figures, curves.png, and a first piece: sample.mid, .wav, .png."""

@@ -35,8 +35,10 @@ def load_model(run, device="cpu"):
         kind = MODELS[held["model"]]  # a KeyError for any other name
         model = getattr(importlib.import_module(held["model"]), kind)(**held["config"])
         model.load_state_dict(held["state"])
-        assert held.keys() >= {"step", "data", "data_step", "corpus"}
-    except (AssertionError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        number, text = (int, float), (str, type(None))
+        assert isinstance(held["step"], number) and held["step"] > 0 and isinstance(held["corpus"], str)
+        assert isinstance(held["data"], text) and isinstance(held["data_step"], (*number, type(None)))
+    except (AssertionError, KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
         why = (str(error) or "parts are missing").splitlines()[0][:100]
         raise data.InputError(f"{path}: does not fit the model files here ({why})") from None
     return model.to(device).eval(), held
