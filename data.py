@@ -870,6 +870,10 @@ class Run:
 
     def _restore(self, held):
         try:
+            kinds = {"step": int, "best": float, "rows": list, "seconds": float, "rng": list, "sums": dict}
+            wrong = [name for name, kind in kinds.items() if not isinstance(held[name], kind)]
+            if wrong or held["step"] < 0 or not held["rng"] or not all(isinstance(row, dict) for row in held["rows"]):
+                raise ValueError(f"no sound {(wrong or ['step, rows or random state'])[0]}")
             for name, part in self.parts.items():
                 state = held["parts"][name]
                 part.set_state(state) if isinstance(state, torch.Tensor) else part.load_state_dict(state)
@@ -878,10 +882,6 @@ class Run:
             torch.set_rng_state(held["rng"][self.rank % len(held["rng"])])
             if "cuda_rng" in held and torch.cuda.is_available():
                 torch.cuda.set_rng_state(held["cuda_rng"][self.rank % len(held["cuda_rng"])], self.args.device)
-            kinds = {"step": int, "best": float, "rows": list, "seconds": float, "rng": list, "sums": dict}
-            wrong = [name for name, kind in kinds.items() if not isinstance(held[name], kind)]
-            if wrong or self.step < 0 or not all(isinstance(row, dict) for row in self.rows):
-                raise ValueError(f"no sound {(wrong or ['step or rows'])[0]}")
         except (KeyError, TypeError, RuntimeError, ValueError, AttributeError, IndexError) as error:
             raise InputError(f"{self.folder / 'last.pt'}: does not fit this model, or not this device: it comes from "
                              f"{held.get('args', {}).get('device')} ({str(error).splitlines()[0][:100]})") from None
