@@ -209,7 +209,7 @@ def checkpoints(run, folder, n, rng):
 
 def disk(name, corpus, folder):
     """Save to a disk that is full: one line, and the older checkpoint stays whole."""
-    argv = ["--data", str(corpus), "--out", str(folder), *TINY]
+    argv = ["--data", str(corpus), "--out", str(folder), *TINY, *(["--prior-steps", "3"] if name == "vqvae" else [])]
     assert child(lambda: MODELS[name].main([*argv, "--steps", "3"]))[0] == 0
     before = (folder / "last.pt").read_bytes()
 
