@@ -442,7 +442,7 @@ def test_a_checkpoint_with_other_content_than_was_written_is_refused(tmp_path):
     data.save_checkpoint(tmp_path / "x.pt", {"model": "lstm", "weights": torch.ones(3), "rows": [{"nll": 1.0}]})
     held = data.load_checkpoint(tmp_path / "x.pt", "lstm")
     assert torch.equal(held["weights"], torch.ones(3)) and held["rows"] == [{"nll": 1.0}]
-    held = torch.load(tmp_path / "x.pt")
+    held = torch.load(tmp_path / "x.pt", weights_only=True)
     held["weights"][1] = 2
     torch.save(held, tmp_path / "x.pt")
     with pytest.raises(data.InputError, match="x.pt: damaged"):
