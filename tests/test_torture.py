@@ -14,8 +14,9 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_killed_runs_end_as_the_uninterrupted_one(scores, folder):
-    torture.kills("lstm", scores, folder, 3, random.Random(0))
+@pytest.mark.parametrize("name", ["lstm", "vqvae"])
+def test_killed_runs_end_as_the_uninterrupted_one(name, scores, folder):
+    torture.kills(name, scores, folder, 2, random.Random(0))
 
 
 def test_damaged_midi_is_read_or_refused(scores, folder):

@@ -1,18 +1,13 @@
-"""The VQ-VAE: gradients, moving averages, the prior's likelihood, and runs that are killed."""
+"""The VQ-VAE: gradients, moving averages, the prior's likelihood, sampling."""
 
 import itertools
-import os
-import signal
-import subprocess
 import sys
-import time
 
 import pytest
 import torch
 
 import data
 import vqvae
-from conftest import ROOT
 
 
 def small(**options):
@@ -197,36 +192,6 @@ def test_one_batch_can_be_learnt_by_heart(batch):
         loss.backward()
         optimizer.step()
     assert loss < 0.3
-
-
-def train_small(scores, out, *more):
-    return [sys.executable, "vqvae.py", "--data", str(scores), "--out", str(out), "--steps", "60", "--prior-steps", "60",
-            "--eval-every", "5", "--window", "32", "--batch", "2", "--hidden", "16", "--prior-hidden", "16", "--codes", "2",
-            "--codebook", "8", "--device", "cpu", *more]
-
-
-def test_a_killed_run_ends_as_if_it_had_not_been(scores, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    whole = subprocess.run(train_small(scores, tmp_path / "whole"), cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert whole.returncode == 0, whole.stderr
-    for stage in (20, 80):  # in the codec's training, then in the prior's
-        more = ["--resume"] if stage == 80 else []
-        process = subprocess.Popen(train_small(scores, tmp_path / "cut", *more), cwd=ROOT, env=environment,
-                                   stdout=subprocess.PIPE, text=True)
-        for line in process.stdout:
-            if line.startswith(f"step {stage} "):
-                break
-        time.sleep(0.03)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    rest = subprocess.run(train_small(scores, tmp_path / "cut", "--resume"), cwd=ROOT, env=environment, capture_output=True,
-                          text=True)
-    assert rest.returncode == 0, rest.stderr
-    a, b = (data.load_checkpoint(tmp_path / name / "last.pt")["parts"]["model"] for name in ("whole", "cut"))
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert (tmp_path / "whole/sample.mid").read_bytes() == (tmp_path / "cut/sample.mid").read_bytes()
-    assert {"model.pt", "last.pt", "log.csv", "result.json", "sample.mid", "sample.wav"} <= {
-        file.name for file in (tmp_path / "cut").iterdir()}
 
 
 @pytest.mark.parametrize("flags, says", [(["--codebook", "0"], "--codebook"), (["--codebook", "-1"], "--codebook"),
