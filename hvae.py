@@ -205,6 +205,7 @@ class HVAE(nn.Module):
         quarter of what is written. With a prime, the walk sets out from q(z | the prime's last window).
         """
         def noise():
+            """n draws from N(0, I): (n, Z)."""
             return torch.randn(n, self.latent, generator=generator, device=self.start.device)
 
         self.eval()
