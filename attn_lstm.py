@@ -217,7 +217,7 @@ class AttnLSTM(nn.Module):
         loss = self.nll(frames, mask).sum() / mask.sum()
         return loss, {"nll": loss.detach()}
 
-    @torch.no_grad()
+    @data.sampling()
     def sample(self, n, length, generator=None, temperature=1.0, top_p=0.9, prime=None, melody=None):
         """n new pieces as bool (n, length, 88), frame by frame; with prime, a bool (T, 88) roll, what follows it.
 

@@ -216,8 +216,16 @@ def is_frame(voices):
     return fits.all(-1)
 
 
-def sample_symbols(logits, generator=None, temperature=1.0, top_p=1.0, skip_top=0):
-    """Draw one symbol from each row of logits (..., S) -> long (...).
+@contextlib.contextmanager
+def sampling():
+    """Decorates what runs a network step by step: no gradients and, on the CPU, PyTorch's own LSTM. oneDNN's prepares its
+    weights anew in every call, which for a single step takes several times as long as the step."""
+    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+        yield
+
+
+def sample_symbols(logits, generator=None, temperature=1.0, top_p=1.0, skip_top=0, draws=None):
+    """Draw one symbol from each row of logits (..., S) -> long (...), or several, independently -> long (..., draws).
 
     temperature 0 takes the likeliest; top_p keeps the fewest symbols whose probabilities reach it (nucleus sampling,
     Holtzman et al. 2020); skip_top first leaves out the likeliest skip_top symbols (the paper's section 6.1).
@@ -225,28 +233,28 @@ def sample_symbols(logits, generator=None, temperature=1.0, top_p=1.0, skip_top=
     if skip_top:
         logits = logits.scatter(-1, logits.topk(skip_top, -1).indices, -torch.inf)
     if temperature == 0:
-        return logits.argmax(-1)
-    p, symbols = (logits / temperature).softmax(-1).sort(-1, descending=True)
-    reached = p.cumsum(-1)
-    last = (reached - p < max(top_p, 1e-9)).logical_and_(p > 0).sum(-1, keepdim=True) - 1  # the last that is kept
-    drawn = torch.rand(last.shape, generator=generator, device=p.device) * reached.gather(-1, last)
-    return symbols.gather(-1, (reached <= drawn).sum(-1, keepdim=True).minimum(last))[..., 0]
+        symbols = logits.argmax(-1, keepdim=True).expand(*logits.shape[:-1], draws or 1)
+    else:
+        p = (logits / temperature).softmax(-1).detach()
+        symbols = (torch.from_numpy(np.argsort(-p.numpy(), -1)) if p.device.type == "cpu"  # NumPy's is much faster there
+                   else p.argsort(-1, descending=True))
+        p = p.gather(-1, symbols)
+        reached = p.cumsum(-1)
+        last = (reached - p < max(top_p, 1e-9)).logical_and_(p > 0).sum(-1, keepdim=True) - 1  # the last that is kept
+        drawn = torch.rand(*p.shape[:-1], draws or 1, generator=generator, device=p.device) * reached.gather(-1, last)
+        symbols = symbols.gather(-1, torch.searchsorted(reached, drawn, right=True).minimum(last))
+    return symbols if draws else symbols[..., 0]
 
 
-def sample_voices(logits, generator=None, temperature=1.0, top_p=1.0, skip_top=0):
+def sample_voices(logits, generator=None, temperature=1.0, top_p=1.0, skip_top=0, draws=16):
     """Draw all voices of frames from logits (..., V, 89), independently of each other -> long (..., V).
 
-    Voices that cross or double are no frame (to_voices never gives them): such draws are drawn again, up to 30 times,
-    which samples the voices' distribution given that they are a frame.
+    Voices that cross or double are no frame (to_voices never gives them): the first of several draws that is one is
+    taken, which samples the voices' distribution given that they are a frame. Where none is, the first draw stands.
     """
-    frames = logits.flatten(0, -3)  # (n, V, 89)
-    voices = sample_symbols(frames, generator, temperature, top_p, skip_top)
-    for _ in range(30 if temperature else 0):
-        crossed = (~is_frame(voices)).nonzero()[:, 0]
-        if not len(crossed):
-            break
-        voices[crossed] = sample_symbols(frames[crossed], generator, temperature, top_p, skip_top)
-    return voices.view(logits.shape[:-1])
+    voices = sample_symbols(logits, generator, temperature, top_p, skip_top, draws).transpose(-1, -2)  # (..., draws, V)
+    first = is_frame(voices).int().argmax(-1)  # of equals, argmax gives the first
+    return voices.take_along_dim(first[..., None, None], -2)[..., 0, :]
 
 
 # -------------------------------------------------------------------------------------------------------------- corpus

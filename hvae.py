@@ -178,7 +178,7 @@ class HVAE(nn.Module):
             loss = (nll + self.beta * kl.clamp(min=self.free_nats) * len(frames)) / mask.sum()
         return loss, {"reconstruction": nll.detach() / mask.sum(), "kl": kl.detach()}
 
-    @torch.no_grad()
+    @data.sampling()
     def decode(self, z, length=None, generator=None, temperature=1.0, top_p=1.0, past=None):
         """Latents (n, Z) -> bool (n, length, 88), the decoder reading what it wrote; length: a window, or less.
 
@@ -197,7 +197,7 @@ class HVAE(nn.Module):
             frame = self.soft_frame(logits) if self.feed == "softmax" else roll[-1].float()
         return torch.cat(roll, 1)
 
-    @torch.no_grad()
+    @data.sampling()
     def sample(self, n, length, generator=None, temperature=1.0, top_p=0.9, prime=None, walk=0.5):
         """n new pieces as bool (n, length, 88), z drawn from N(0, I); with prime, a bool (T, 88) roll, what follows it.
 

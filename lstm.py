@@ -63,7 +63,7 @@ class LSTM(nn.Module):
         loss = self.nll(frames, mask).sum() / mask.sum()
         return loss, {"nll": loss.detach()}
 
-    @torch.no_grad()
+    @data.sampling()
     def sample(self, n, length, generator=None, temperature=1.0, top_p=0.9, prime=None, skip_top=0):
         """n new pieces as bool (n, length, 88), frame by frame; with prime, a bool (T, 88) roll, what follows it."""
         frame, state = self.start.expand(n, 1, -1), None

@@ -219,7 +219,7 @@ class VQVAE(nn.Module):
         """How many of a pattern's codes (n, C) are not those that its notes have when they are encoded: (n,)."""
         return (self.encode(self.decode(pattern[:, None]).float())[:, 0] != pattern).sum(-1)
 
-    @torch.no_grad()
+    @data.sampling()
     def sample(self, n, length, generator=None, temperature=1.0, top_p=0.9, prime=None, tries=8):
         """n new pieces as bool (n, length, 88), pattern by pattern; with prime, a bool (T, 88) roll, what follows it
         (whole patterns of it are read, its end first). temperature and top_p act on the prior.
@@ -240,16 +240,9 @@ class VQVAE(nn.Module):
             else:
                 h, state = self.lstm(torch.cat(past, 1), state)
                 past = []
-            pattern = self.draw_pattern(h[:, -1], generator, temperature, top_p)
-            wrong = self.contradictions(pattern)
-            for _ in range(tries - 1):
-                if temperature == 0 or not wrong.any():
-                    break
-                drawn = self.draw_pattern(h[:, -1], generator, temperature, top_p)
-                others = self.contradictions(drawn)
-                pattern = torch.where((others < wrong)[:, None], drawn, pattern)
-                wrong = torch.minimum(others, wrong)
-            codes.append(pattern[:, None])
+            drawn = self.draw_pattern(h[:, -1].repeat_interleave(tries, 0), generator, temperature, top_p)  # (n * tries, C)
+            best = self.contradictions(drawn).view(n, tries).argmin(1)
+            codes.append(drawn.view(n, tries, -1).take_along_dim(best[:, None, None], 1))  # (n, 1, C)
             past.append(self.embed_codes(codes[-1]).flatten(2))
         return self.decode(torch.cat(codes, 1))[:, :length]
 

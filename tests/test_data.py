@@ -178,9 +178,10 @@ def test_sample_symbols():
     assert torch.allclose(shares(skip_top=2), torch.tensor([0, 0, 0.75, 0.25]), atol=0.02)
     assert shares(temperature=0)[0] == 1 and shares(top_p=0)[0] == 1
     assert torch.allclose(shares(temperature=0.5), (2 * logits[0]).softmax(0), atol=0.02)
+    several = data.sample_symbols(logits[:1], generator, top_p=0.7, draws=20000)
+    assert several.shape == (1, 20000) and abs((several == 0).float().mean() - 0.625) < 0.02
+    assert (several[:, 1:] != several[:, :-1]).float().mean() > 0.4  # 0.47 where draws are independent
 
-
-# ------------------------------------------------------------------------------------------------------------- corpus
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_is_frame(count):
@@ -200,6 +201,8 @@ def test_sample_voices_draws_the_distribution_of_real_frames():
     have = (drawn[:, None] == pairs).all(-1).float().mean(0)
     assert torch.allclose(have, want / want.sum(), atol=0.01)
 
+
+# ------------------------------------------------------------------------------------------------------------- corpus
 
 def test_split_is_by_work_and_pinned():
     works = [f"bwv{i}" for i in range(253, 303)]

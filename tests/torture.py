@@ -31,6 +31,7 @@ import wgan  # noqa: E402
 
 MODELS = {module.__name__: module for module in (lstm, attn_lstm, vae, hvae, vqvae, wgan)}
 TINY = ["--hidden", "16", "--window", "32", "--batch", "2", "--eval-every", "3", "--device", "cpu"]
+PRIOR = {"vqvae": ["--prior-steps", "9", "--prior-hidden", "16"]}  # its second stage
 
 
 def no_music(*_, **__):
@@ -81,7 +82,7 @@ def outcome(folder):
 
 def kills(name, corpus, folder, n, rng, steps=9):
     """Kill n trainings at a random moment each, resume them, kill some again: all must end as the uninterrupted run."""
-    argv = ["--data", str(corpus), "--steps", str(steps), *TINY, *(["--prior-steps", str(steps)] if name == "vqvae" else [])]
+    argv = ["--data", str(corpus), "--steps", str(steps), *TINY, *PRIOR.get(name, [])]
 
     def train(out, *more):
         return lambda: MODELS[name].main([*argv, "--out", str(out), *more])
