@@ -435,7 +435,7 @@ def _read_cache(path):
 
 def _read_corpus(root, files, step, voices):
     """Parse the files of a corpus; see load_corpus. Returns arrays that np.savez can hold."""
-    names, rolls, steps, skipped, drums, outside = [], [], [], [], 0, 0
+    names, rolls, steps, skipped, drums, outside, before = [], [], [], [], 0, 0, 0
     shown = time.time()
     for i, file in enumerate(files):
         if sys.stderr.isatty() and time.time() - shown > 1:
@@ -451,18 +451,14 @@ def _read_corpus(root, files, step, voices):
         except InputError as error:
             skipped.append(f"skipped {file.relative_to(root)}: {error}")
             continue
-        drums, outside = drums + file_drums, outside + file_outside
+        drums, outside, before = drums + file_drums, outside + file_outside, before + int(roll.sum())
         names.append(file.relative_to(root))
-        rolls.append(roll)
+        rolls.append(from_voices(to_voices(torch.from_numpy(roll), voices)).numpy())
         steps.append(file_step)
     if not rolls:
         raise InputError(f"--data {root}: none of its {len(files)} MIDI files can be read; the first: "
                          + skipped[0].removeprefix("skipped "))
-    before = sum(int(roll.sum()) for roll in rolls)
     lengths = [len(roll) for roll in rolls]
-    everything = torch.from_numpy(np.concatenate(rolls))
-    everything = torch.cat([from_voices(to_voices(part, voices)) for part in everything.split(65536)]).numpy()
-    rolls = np.split(everything, np.cumsum(lengths)[:-1])
     report = []
     folders = [name.parts[0] if len(name.parts) > 1 else "" for name in names]
     stems = [name.stem for name in names]
@@ -490,17 +486,17 @@ def _read_corpus(root, files, step, voices):
     split = np.array(split)
     counts = {part: (int((split == part).sum()), sum(lengths[i] for i, s in zip(kept, split) if s == part))
               for part in ("train", "valid", "test")}
-    sounding = everything.sum(1)
+    sounding = np.concatenate([roll.sum(1) for roll in rolls])
     values, often = np.unique([steps[i] for i in kept], return_counts=True)
     report = [
         f"{len(kept)} pieces, {sum(lengths[i] for i in kept)} frames: "
         + ", ".join(f"{part} {n} pieces, {frames} frames" for part, (n, frames) in counts.items()),
         "steps in whole notes: " + ", ".join(f"{_fraction(v / 4)} in {n} pieces" for v, n in zip(values, often)),
         f"{sounding.mean():.2f} notes at once, {100 * (sounding == 0).mean():.1f} % of the frames silent",
-        f"{100 * (1 - everything.sum() / before):.1f} % of the sounding keys dropped: more than {voices} at once",
+        f"{100 * (1 - sounding.sum() / before):.1f} % of the sounding keys dropped: more than {voices} at once",
         f"left out: {drums} drum notes, {outside} notes outside the 88 keys",
         *report, *skipped]
-    return {"rolls": np.packbits(np.concatenate([rolls[i] for i in kept]), axis=1),
+    return {"rolls": np.concatenate([np.packbits(rolls[i], axis=1) for i in kept]),
             "lengths": np.array([lengths[i] for i in kept]), "split": split, "names": np.array([stems[i] for i in kept]),
             "steps": np.array([steps[i] for i in kept]), "report": np.array(report)}
 
@@ -532,7 +528,7 @@ class Windows:
             offset += len(piece)
         if not starts:
             raise InputError(f"--window {window}: no piece of this corpus has so many frames; take a shorter window")
-        frames = np.concatenate([*pieces, np.zeros((window, KEYS), bool)]).astype(np.uint8)
+        frames = np.concatenate([*pieces, np.zeros((window, KEYS), bool)]).view(np.uint8)
         self.frames = torch.from_numpy(frames).to(device)
         self.starts, self.lengths = torch.tensor(starts, device=device), torch.tensor(lengths, device=device)
 
