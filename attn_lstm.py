@@ -7,6 +7,7 @@ chosen before it. With y_t the V symbols of frame t and o_t what a two-layer LST
     g_t  = [o_t, sum_j a_tj v(o_{j+1})]                    context (2H); o_{j+1} knows what followed o_j
     u_v  = Head_v(g_t, voices chosen before v)             linear, ReLU, dropout, linear
     l_v  = u_v[absolute] + u_v[interval from the voice's last note] + u_v[interval from each chosen voice]
+           + u_v[tonality] log(notes of its pitch class so far, relative to the mean of all twelve)
            + sum_j (u_v[votes] . a_tj) * (what frame j did)    (89) logits of voice v
     p(y_t | y_<t) = prod_v softmax(l_v)[y_tv]              loss: - log p(y_t | y_<t), nats a frame
 
@@ -25,6 +26,8 @@ Differences from the paper (in brackets: nats a frame gained on held-out pieces,
 - Relations (--relations off leaves them out): besides its keys a frame is read as each voice's pitch, motion, interval to
   its neighbour and frames held, and the number of the frame modulo 16; logits are relative as well as absolute. What is
   learnt in one key and register then holds in all. (0.44)
+- The tonality, with relations: the pitch classes so far say in which key a piece is. Without them samples wander from key
+  to key. (0.12)
 - A key belongs to the frame before its value, so that a match tells what came next, and the weights vote for what frame
   j did: its notes voice by voice (both 0.19), its pitch classes (0.18), each voice's motion from its note before (0.13).
   Phrases repeat, and so do the notes of a key.
@@ -41,6 +44,7 @@ import data
 
 SPAN = 36  # relative logits reach three octaves up and down; beyond, they are those of the last step
 HELD = 16  # frames a note is held are counted up to this, and the frame's number modulo this
+PAST = ("notes", "moves", "chroma")  # what the votes know of the frames that attention sees
 
 
 class LockedDropout(nn.Module):
@@ -65,6 +69,17 @@ def relative(scores, symbol):
     symbols = torch.arange(data.SYMBOLS, device=symbol.device)
     steps = (symbols - symbol[..., None]).clamp(-SPAN, SPAN) + SPAN
     return scores.gather(-1, steps) * ((symbols > 0) & (symbol[..., None] > 0))
+
+
+def of_pitch_classes(scores):
+    """Scores of pitch classes (..., 12) -> scores of all symbols (..., 89), none for the rest."""
+    symbols = torch.arange(data.SYMBOLS, device=scores.device)
+    return scores[..., symbols % 12] * (symbols > 0)
+
+
+def chroma(voices):
+    """Voices that sound each pitch class: symbols (B, T, V) -> (B, T, 12), numbered by symbols modulo 12."""
+    return (F.one_hot(voices % 12, 12) * (voices > 0)[..., None]).sum(2)
 
 
 class AttnLSTM(nn.Module):
@@ -108,9 +123,9 @@ class AttnLSTM(nn.Module):
         self.sizes, self.heads = [], nn.ModuleList()
         for i in range(V):
             chosen = i if self.chained else 0
-            sizes = [data.SYMBOLS]  # absolute logits, those relative to the voice itself and to the chosen ones, votes
+            sizes = [data.SYMBOLS]  # absolute logits; those relative to the voice itself and to the chosen ones
             if self.relations:
-                sizes += [2 * SPAN + 1] * (1 + chosen) + [3 * N] * self.attention
+                sizes += [2 * SPAN + 1] * (1 + chosen) + [1] + [3 * N] * self.attention  # ... tonality, votes
             self.sizes.append(sizes)
             self.heads.append(nn.Sequential(nn.Linear((1 + self.attention) * H + 3 * 32 * chosen, H), nn.ReLU(),
                                             LockedDropout(dropout), nn.Linear(H, sum(sizes))))
@@ -124,12 +139,15 @@ class AttnLSTM(nn.Module):
             rest = voices.new_zeros(B, 1, V)
             empty = self.start.new_zeros(B, 0, len(self.lstm2.weight_hh_l0.T))  # (B, 0, H)
             state = dict(time=0, last=rest, since=rest, lstm1=None, lstm2=None, keys=empty, values=empty,
-                         notes=rest[:, :0], moves=rest[:, :0])
+                         notes=rest[:, :0], moves=rest[:, :0], tally=self.start.new_zeros(B, 1, 12),
+                         chroma=self.start.new_zeros(B, 0, 12))
         lasts = torch.cat([state["last"], voices], 1)  # (B, T + 1, V)
         time = state["time"] + torch.arange(T, device=voices.device)
         moves = interval(voices, lasts[:, :-1])
         changed = torch.where(voices != lasts[:, :-1], time[:, None], 0)
         since = torch.cat([state["since"], changed], 1).cummax(1).values
+        classes = chroma(voices).to(self.start.dtype)
+        tally = torch.cat([state["tally"], classes], 1).cumsum(1)  # (B, T + 1, 12) of all frames so far
         x = data.from_voices(voices).to(self.start.dtype)  # (B, T, 88)
         if self.relations:
             held = (time[:, None] - since[:, 1:]).clamp(max=HELD)
@@ -140,17 +158,18 @@ class AttnLSTM(nn.Module):
             x = torch.cat([self.start.expand(B, 1, -1), x], 1)
         h, lstm1 = self.lstm1(self.drop_input(x), state["lstm1"])
         h, lstm2 = self.lstm2(self.drop_lstm(h), state["lstm2"])  # (B, T, H), or T + 1 of them
-        known = {"last": lasts[:, 1 - first:], "context": h}
-        state = dict(time=state["time"] + T, last=lasts[:, -1:], since=since[:, -1:], lstm1=lstm1, lstm2=lstm2,
-                     keys=state["keys"], values=state["values"], notes=state["notes"], moves=state["moves"])
+        tonality = (tally + 1).log() - (tally.mean(-1, keepdim=True) + 1).log()
+        known = {"last": lasts[:, 1 - first:], "context": h, "tonality": tonality[:, 1 - first:]}
+        state = state | dict(time=state["time"] + T, last=lasts[:, -1:], since=since[:, -1:], tally=tally[:, -1:],
+                             lstm1=lstm1, lstm2=lstm2)
         if self.attention:
             keys = torch.cat([state["keys"], self.key(h)], 1)  # (B, S + 1, H): S frames have been read that are kept
             values = torch.cat([state["values"], self.value(h)], 1)
-            notes, moves = torch.cat([state["notes"], voices], 1), torch.cat([state["moves"], moves], 1)  # (B, S, V)
+            past = {name: torch.cat([state[name], new], 1) for name, new in zip(PAST, (voices, moves, classes))}  # (B, S, .)
             seen, known["weights"] = self.attend(self.query(h), keys[:, :-1], values[:, 1:])
-            known.update(context=torch.cat([h, seen], -1), notes=notes, moves=moves)
+            known.update(past, context=torch.cat([h, seen], -1))
             W = self.window
-            state.update(keys=keys[:, -W - 1:], values=values[:, -W - 1:], notes=notes[:, -W:], moves=moves[:, -W:])
+            state.update(keys=keys[:, -W - 1:], values=values[:, -W - 1:], **{name: x[:, -W:] for name, x in past.items()})
         known["context"] = self.drop(known["context"])
         return known, state
 
@@ -169,13 +188,11 @@ class AttnLSTM(nn.Module):
         """What attended frames did, as logits of a voice: scale (B, T, 3 * N), how much each head's weights count for
         each kind of vote -> (B, T, 89)."""
         weights = scale.unflatten(-1, (3, -1)) @ known["weights"]  # (B, T, 3, S)
-        kind, notes, move = weights.unbind(2), known["notes"], known["moves"][..., voice]
-        same = kind[0] @ F.one_hot(notes[..., voice], data.SYMBOLS).to(scale.dtype)
-        symbols = torch.arange(data.SYMBOLS, device=scale.device)
-        chroma = F.one_hot(notes % 12, 12) * (notes > 0)[..., None]  # of each voice
-        chroma = (kind[1] @ chroma.sum(2).to(scale.dtype))[..., symbols % 12] * (symbols > 0)
+        kind, move = weights.unbind(2), known["moves"][..., voice]
+        same = kind[0] @ F.one_hot(known["notes"][..., voice], data.SYMBOLS).to(scale.dtype)
+        classes = of_pitch_classes(kind[1] @ known["chroma"])
         steps = F.one_hot((move - data.KEYS).clamp(-SPAN, SPAN) + SPAN, 2 * SPAN + 1) * (move > 0)[..., None]
-        return same + chroma + relative(kind[2] @ steps.to(scale.dtype), known["last"][..., voice])
+        return same + classes + relative(kind[2] @ steps.to(scale.dtype), known["last"][..., voice])
 
     def voice_logits(self, i, known, voices, legal=False):
         """Logits (B, T, 89) of the i-th voice in the chain; chained heads read those before it in voices (B, T, V).
@@ -190,6 +207,7 @@ class AttnLSTM(nn.Module):
         if self.relations:
             for scores, symbol in zip(parts[1:], [last[..., v], *(voices[..., u] for u in chosen)]):
                 logits = logits + relative(scores, symbol)
+            logits = logits + of_pitch_classes(parts[2 + len(chosen)] * known["tonality"])
             if self.attention:
                 logits = logits + self.votes(parts[-1], known, v)
         if i and (self.chained or legal):
@@ -230,7 +248,7 @@ class AttnLSTM(nn.Module):
             melody = torch.as_tensor(melody[:length], device=device)
             kept[:len(melody)] = data.to_voices(melody, 1)[:, 0]
         known, state = self.read(data.to_voices(prime.to(device), V).expand(n, -1, -1))
-        known = {name: x if name in ("notes", "moves") else x[:, -1:] for name, x in known.items()}
+        known = {name: x if name in PAST else x[:, -1:] for name, x in known.items()}
         roll = []
         for t in range(length):
             voices = torch.zeros(n, 1, V, dtype=torch.long, device=device)

@@ -25,7 +25,7 @@ def chain_probability(model, known, voices):
 
 
 def expanded(known, n):
-    return {name: x[:, -1:].expand(n, *x[:, -1:].shape[1:]) if name not in ("notes", "moves") else x.expand(n, -1, -1)
+    return {name: x[:, -1:].expand(n, *x[:, -1:].shape[1:]) if name not in attn_lstm.PAST else x.expand(n, -1, -1)
             for name, x in known.items()}
 
 
