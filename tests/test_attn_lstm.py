@@ -116,6 +116,17 @@ def test_nothing_looks_ahead(kind, batch):
         assert changed == [kind["heads"] == "chained" and j > i for j in range(4)]
 
 
+def test_tonality_counts_the_pitch_classes_so_far(batch):
+    model, roll = small(), batch[0][:1, :20]
+    known, state = model.read(data.to_voices(roll[:, :12], 4))
+    for t in (0, 5, 12):
+        counts = torch.stack([roll[0, :t, (c - 1) % 12::12].sum() for c in range(12)])  # symbol c is key c - 1
+        assert torch.allclose(known["tonality"][0, t], ((counts + 1) / (counts.mean() + 1)).log(), atol=1e-6)
+    later, _ = model.read(data.to_voices(roll[:, 12:], 4), state)
+    whole, _ = model.read(data.to_voices(roll, 4))
+    assert torch.equal(later["tonality"], whole["tonality"][:, 13:])
+
+
 def test_no_chained_sample_crosses_and_greedy_repeats_itself(batch):
     model = small()
     greedy = [model.sample(2, 20, torch.Generator().manual_seed(seed), temperature=0) for seed in (0, 1)]

@@ -280,6 +280,7 @@ def flags(name, corpus, folder, rng, values=BAD, pairs=0):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", default=["kills", "midi", "checkpoints", "disk", "flags"])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="leave out the other models")
     parser.add_argument("--data", type=Path, help="folder of MIDI files to train on (default: twelve chorales)")
     parser.add_argument("-n", type=int, default=50, help="kills a model, pairs of flags; 40 times as many MIDI files")
     parser.add_argument("--seed", type=int, default=0)
@@ -295,7 +296,7 @@ def main():
         corpus = args.data or folder / "chorales"
         data.load_corpus(corpus)
         os.chdir(folder)  # values that happen to be names of files write here
-        for name in MODELS if "kills" in args.what else []:
+        for name in args.models if "kills" in args.what else []:
             print(f"{name}: {args.n} runs killed at random, all ended as the uninterrupted one; "
                   f"{kills(name, corpus, folder / ('kills' + name), args.n, rng)} went on from a checkpoint", flush=True)
         if "midi" in args.what:
@@ -307,15 +308,15 @@ def main():
             argv = ["--data", str(corpus), "--out", str(folder / name / "run"), "--steps", "3", *TINY]
             argv += ["--prior-steps", "3"] if name == "vqvae" else []
             assert child(lambda: MODELS[name].main(argv))[0] == 0
-        for name in MODELS if "checkpoints" in args.what else []:
+        for name in args.models if "checkpoints" in args.what else []:
             (folder / name / "damaged").mkdir()
             print(f"{name}: {args.n} pairs of damaged checkpoints, sampled from and resumed: "
                   f"{checkpoints(folder / name / 'run', folder / name / 'damaged', args.n, rng)} of {2 * args.n} refused "
                   "in one line, the others work", flush=True)
-        for name in MODELS if "disk" in args.what else []:
+        for name in args.models if "disk" in args.what else []:
             disk(name, corpus, folder / f"disk{name}")
             print(f"{name}: a full disk is one line, the checkpoint before stays", flush=True)
-        for name in [*MODELS, "sample", "data"] if "flags" in args.what else []:
+        for name in [*args.models, "sample", "data"] if "flags" in args.what else []:
             where = folder / ("lstm" if name == "sample" else f"flags{name}")
             print("{}: {} calls with odd flags, {} refused in one line, the others work".format(
                 name, *flags(name, corpus, where, rng, pairs=args.n)), flush=True)
