@@ -93,9 +93,6 @@ class AttnLSTM(nn.Module):
     def __init__(self, voices=4, hidden=256, window=96, heads="chained", attention="on", relations="on",
                  attention_heads=4, dropout_input=0.4, dropout_lstm=0.6, dropout=0.6):
         super().__init__()
-        self.config = dict(voices=voices, hidden=hidden, window=window, heads=heads, attention=attention,
-                           relations=relations, attention_heads=attention_heads, dropout_input=dropout_input,
-                           dropout_lstm=dropout_lstm, dropout=dropout)
         if hidden % attention_heads:
             raise data.InputError(f"--attention-heads {attention_heads} does not divide --hidden {hidden}")
         V, H, N = voices, hidden, attention_heads
@@ -241,6 +238,7 @@ class AttnLSTM(nn.Module):
 
         melody: bool (T, 88); where it sounds, its top note is kept as voice 0 and the other voices are drawn below it.
         """
+        self.eval()
         device, V = self.start.device, self.voices
         prime = torch.zeros(0, data.KEYS) if prime is None else torch.as_tensor(prime)
         kept = torch.zeros(length, dtype=torch.long, device=device)
@@ -280,18 +278,16 @@ def evaluate(model, pieces):
 
 def train(args):
     """Train as the flags say; leaves the run folder that data.Run describes."""
-    corpus = data.load_corpus(args.data, args.step, args.voices)
+    corpus = data.load_corpus(args.data, args.time_step, args.voices)
     torch.manual_seed(args.seed)
-    model = AttnLSTM(args.voices, args.hidden, args.window, args.heads, args.attention, args.relations,
-                     args.attention_heads, args.dropout_input, args.dropout_lstm, args.dropout).to(args.device)
+    model = AttnLSTM(**data.config(AttnLSTM, args)).to(args.device)
     kind = torch.optim.AdamW if args.optimizer == "adamw" else torch.optim.Adam
     optimizer = kind(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    generator = torch.Generator(args.device).manual_seed(args.seed)
     windows = data.Windows(corpus.train, args.window, args.device)
-    run = data.Run("attn_lstm", args, model, corpus, optimizer=optimizer, generator=generator)
+    run = data.Run("attn_lstm", args, model, corpus, optimizer=optimizer)
 
-    for step in range(run.step + 1, args.steps + 1):
-        frames, mask = windows.sample(args.batch, generator, args.transpose)
+    for step in run.steps(args.steps):
+        frames, mask = windows.sample(args.batch, args.transpose)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * data.warmup_cosine(step, args.steps)
         loss, parts = model(frames, mask)
@@ -304,8 +300,6 @@ def train(args):
         if step % args.eval_every == 0 or step == args.steps:
             valid = evaluate(model, corpus.valid)
             run.log(args.steps, valid, best=valid["nll"])
-        if run.stopped():
-            return
 
     run.load_best()
     run.finish(evaluate(model, corpus.test))
@@ -315,7 +309,7 @@ def main(argv=None):
     parser = data.Parser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("--data", help="folder of .mid or .midi files, searched below (default: Bach from music21)")
-    add("--step", type=data.note_value, help="time step of all pieces, such as 1/16 (default: each piece its own)")
+    add("--time-step", type=data.note_value, help="time step of all pieces, such as 1/16 (default: each piece its own)")
     add("--voices", type=data.voice_count, default=4, help="notes at once; 1 is the top note alone")
     add("--window", type=data.positive_int, default=96, help="frames of a training window, and that attention sees")
     add("--transpose", type=int, choices=[0, 1], default=1, help="1 moves training windows by -6..+5 semitones")

@@ -77,8 +77,6 @@ class HVAE(nn.Module):
             raise data.InputError(f"--segment {segment} does not divide --window {window}: a window is whole segments")
         if not latent + features:
             raise data.InputError("--latent 0 with --features 0 leaves the conductor nothing to read; give one of them")
-        self.config = dict(voices=voices, window=window, segment=segment, hidden=hidden, latent=latent, features=features,
-                           dropout=dropout, feed=feed, drop=drop, beta=beta, free_nats=free_nats, rec_mean=rec_mean)
         self.voices, self.window, self.segment, self.latent, self.features = voices, window, segment, latent, features
         self.feed, self.drop, self.beta, self.free_nats, self.rec_mean = feed, drop, beta, free_nats, rec_mean
         warnings.filterwarnings("ignore", "Initializing zero-element")  # --latent 0, --features 0
@@ -256,17 +254,15 @@ def evaluate(model, pieces, samples=0):
 
 def train(args):
     """Train as the flags say; leaves the run folder that data.Run describes."""
-    corpus = data.load_corpus(args.data, args.step, args.voices)
+    corpus = data.load_corpus(args.data, args.time_step, args.voices)
     torch.manual_seed(args.seed)
-    model = HVAE(args.voices, args.window, args.segment, args.hidden, args.latent, args.features, args.dropout, args.feed,
-                 args.drop, args.beta, args.free_nats, args.rec_mean).to(args.device)
+    model = HVAE(**data.config(HVAE, args)).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    generator = torch.Generator(args.device).manual_seed(args.seed)
     windows = data.Windows(corpus.train, args.window, args.device)
-    run = data.Run("hvae", args, model, corpus, optimizer=optimizer, generator=generator)
+    run = data.Run("hvae", args, model, corpus, optimizer=optimizer)
 
-    for step in range(run.step + 1, args.steps + 1):
-        frames, mask = windows.sample(args.batch, generator, args.transpose)
+    for step in run.steps(args.steps):
+        frames, mask = windows.sample(args.batch, args.transpose)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * data.warmup_cosine(step, args.steps)
         model.beta = args.beta * min(1, step / max(1, args.anneal))
@@ -280,8 +276,6 @@ def train(args):
         if step % args.eval_every == 0 or step == args.steps:
             valid = evaluate(model, corpus.valid)
             run.log(args.steps, valid, best=valid["reconstruction"] + args.beta * (valid["nll"] - valid["reconstruction"]))
-        if run.stopped():
-            return
 
     run.load_best()
     run.finish(evaluate(model, corpus.test, samples=64))
@@ -291,7 +285,7 @@ def main(argv=None):
     parser = data.Parser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("--data", help="folder of .mid or .midi files, searched below (default: Bach from music21)")
-    add("--step", type=data.note_value, help="time step of all pieces, such as 1/16 (default: each piece its own)")
+    add("--time-step", type=data.note_value, help="time step of all pieces, such as 1/16 (default: each piece its own)")
     add("--voices", type=data.voice_count, default=4, help="notes at once; 1 is the top note alone")
     add("--window", type=data.positive_int, default=32, help="frames of a window, N")
     add("--segment", type=data.positive_int, default=4, help="frames the lower LSTM writes from an embedding, S")

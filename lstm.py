@@ -1,21 +1,23 @@
 """An autoregressive LSTM over piano-roll frames (section 5.1 of the paper).
 
-The next frame is predicted from all frames before it. A frame x_t (88 keys, 0 or 1) is read as it is and written as V
-voices, each one of 89 symbols (a rest or a key), so that
+The next frame is predicted from all frames before it. A frame x_t (88 keys, 0 or 1) is read as it
+is and written as V voices, each one of 89 symbols (a rest or a key), so that
 
     h_t = LSTM(x_1, ..., x_{t-1})                                        (H)
     p(x_t | x_<t) = prod_v softmax(W h_t)_v [symbol of voice v in x_t]   W: (V * 89, H)
-    loss = - sum_t log p(x_t | x_<t) / T                                 nats a frame
+    loss = - sum_t log p(x_t | x_<t) / T                                 nats per frame
 
-The voices of a frame are drawn without knowledge of each other, which is the model's weakness: attn_lstm.py mends it.
+The voices of a frame are drawn without knowledge of each other, which is this model's weakness:
+attn_lstm.py chooses them one after the other.
 
-    python lstm.py                                                                        # default run
-    python lstm.py --hidden 512 --window 32 --dropout 0.5 --lr 1e-3 --weight-decay 0 --voices 1  # the paper's
+    python lstm.py                                                                # default run
+    python lstm.py --hidden 512 --window 32 --dropout 0.5 --lr 1e-3 --weight-decay 0 --voices 1
+                                                                                  # the paper's
 
 Differences from the paper:
-- Equation (1) writes log p with a minus sign on one side only; the loss here is the negative log-likelihood.
-- Four voices (--voices 1 is the paper's one-hot melody), transposed windows, AdamW with a schedule: they generalise.
-- The first layer's weights start larger, as an embedding's would: at 150 steps that is worth 5 nats a frame.
+- Equation (1) has a minus sign on one side only.
+- Four voices (--voices 1 is the paper's one-hot melody), transposed windows, AdamW with a schedule.
+- Sparse inputs need a larger initialisation: at step 150 that is worth 5 nats per frame.
 - The first frame is predicted too, from a learned start.
 """
 
@@ -29,88 +31,91 @@ import data
 class LSTM(nn.Module):
     """Two-layer LSTM, one linear layer to the logits of all voices.
 
-    voices: V; hidden: H; dropout: between the LSTM's layers and on its output; window: training length.
+    voices: V; window: frames of a training window; hidden: H; dropout: between the LSTM's layers
+    and on its output.
     """
 
-    def __init__(self, voices=4, hidden=256, dropout=0.4, window=64):
+    def __init__(self, voices=4, window=64, hidden=256, dropout=0.4):
         super().__init__()
-        self.config = dict(voices=voices, hidden=hidden, dropout=dropout, window=window)
-        self.voices = voices
+        self.voices, self.window = voices, window
         self.start = nn.Parameter(torch.zeros(data.KEYS))  # stands for the frame before the first
         self.lstm = nn.LSTM(data.KEYS, hidden, num_layers=2, dropout=dropout, batch_first=True)
-        nn.init.normal_(self.lstm.weight_ih_l0)  # of 88 inputs four are on: PyTorch's range is for dense ones
+        nn.init.normal_(self.lstm.weight_ih_l0)  # four of 88 inputs are on; PyTorch expects all
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden, voices * data.SYMBOLS)
 
     def logits(self, previous, state=None):
-        """previous frames (B, T, 88) -> logits of the next ones (B, T, V, 89) and the LSTM's state."""
+        """previous frames (B, T, 88) -> logits of the next ones (B, T, V, 89), LSTM state."""
         h, state = self.lstm(previous, state)  # (B, T, H)
         return self.out(self.dropout(h)).unflatten(-1, (self.voices, data.SYMBOLS)), state
 
     def frame_nll(self, frames, mask):
-        """Negative log-likelihood of each frame given those before it, summed over voices: (B, T) nats, 0 if masked."""
+        """-log p of each frame given those before it, summed over voices: (B, T) nats, 0 where
+        masked."""
         start = self.start.expand(len(frames), 1, -1)
         logits, _ = self.logits(torch.cat([start, frames[:, :-1]], 1))
         target = data.to_voices(frames, self.voices)  # (B, T, V)
-        return F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none").view_as(target).sum(-1) * mask
+        nll = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none")
+        return nll.view_as(target).sum(-1) * mask
 
     def nll(self, frames, mask):
-        """Negative log-likelihood of each window in nats, first frame included: (B,)."""
+        """-log p of each window in nats, first frame included: (B,)."""
         return self.frame_nll(frames, mask).sum(1)
 
     def forward(self, frames, mask):
-        """frames (B, T, 88), mask (B, T) -> loss in nats a frame, and its parts for the log."""
+        """frames (B, T, 88), mask (B, T) -> loss in nats per frame, and its parts for the log."""
         loss = self.nll(frames, mask).sum() / mask.sum()
         return loss, {"nll": loss.detach()}
 
     @data.sampling()
-    def sample(self, n, length, generator=None, temperature=1.0, top_p=0.9, prime=None, skip_top=0):
-        """n new pieces as bool (n, length, 88), frame by frame; with prime, a bool (T, 88) roll, what follows it."""
-        frame, state = self.start.expand(n, 1, -1), None
+    def sample(self, n, length, generator=None, temperature=1.0, top_p=0.9, skip_top=0, prime=None):
+        """n new pieces as bool (n, length, 88), frame by frame; with prime, a bool (T, 88) roll,
+        what follows it. temperature, top_p, skip_top: see data.sample_symbols."""
+        self.eval()
+        frame, state, roll = self.start.expand(n, 1, -1), None, []
         if prime is not None and len(prime):
             prime = torch.as_tensor(prime, device=frame.device).float().expand(n, -1, -1)
-            past = torch.cat([frame, prime], 1)
-            _, state = self.logits(past[:, :-1])
-            frame = past[:, -1:]
-        roll = []
+            _, state = self.logits(torch.cat([frame, prime[:, :-1]], 1))
+            frame = prime[:, -1:]
         for _ in range(length):
             logits, state = self.logits(frame, state)
-            voices = data.sample_voices(logits, generator, temperature, top_p, skip_top)  # (n, 1, V)
-            roll.append(data.from_voices(voices))
+            voices = data.sample_voices(logits, generator, temperature, top_p, skip_top)
+            roll.append(data.from_voices(voices))  # (n, 1, 88)
             frame = roll[-1].float()
         return torch.cat(roll, 1)
 
 
 @torch.no_grad()
 def evaluate(model, pieces):
-    """Figures on held-out pieces (bool arrays (T, 88)): nats a frame over whole pieces (nll), without each piece's
-    first frame (nll_after_first), over windows that each start without context (nll_tiled), and nats a sounding note."""
+    """Figures on held-out pieces (bool (T, 88)): nats per frame over whole pieces (nll), without
+    each piece's first frame (nll_after_first), over windows that each start without context
+    (nll_tiled), and nats per sounding note."""
     model.eval()
-    device = next(model.parameters()).device
+    device = model.start.device
     total = first = tiled = torch.zeros((), device=device)
     for frames, mask in data.whole_pieces(pieces, 16, device):
         nll = model.frame_nll(frames, mask)
         total, first = total + nll.sum(), first + nll[:, 0].sum()
-    for frames, mask in data.Windows(pieces, model.config["window"], device, hop=model.config["window"]).chunks(64):
+    for frames, mask in data.Windows(pieces, model.window, device, hop=model.window).chunks(64):
         tiled = tiled + model.nll(frames, mask).sum()
     model.train()
-    count = sum(len(piece) for piece in pieces)
-    return {"nll": total.item() / count, "nll_after_first": (total - first).item() / (count - len(pieces)),
-            "nll_tiled": tiled.item() / count, "nll_per_note": total.item() / sum(int(piece.sum()) for piece in pieces)}
+    count, notes = sum(map(len, pieces)), sum(int(piece.sum()) for piece in pieces)
+    return {"nll": total.item() / count,
+            "nll_after_first": (total - first).item() / (count - len(pieces)),
+            "nll_tiled": tiled.item() / count, "nll_per_note": total.item() / notes}
 
 
 def train(args):
     """Train as the flags say; leaves the run folder that data.Run describes."""
-    corpus = data.load_corpus(args.data, args.step, args.voices)
+    corpus = data.load_corpus(args.data, args.time_step, args.voices)
     torch.manual_seed(args.seed)
-    model = LSTM(args.voices, args.hidden, args.dropout, args.window).to(args.device)
+    model = LSTM(**data.config(LSTM, args)).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    generator = torch.Generator(args.device).manual_seed(args.seed)
     windows = data.Windows(corpus.train, args.window, args.device)
-    run = data.Run("lstm", args, model, corpus, optimizer=optimizer, generator=generator)
+    run = data.Run("lstm", args, model, corpus, optimizer=optimizer)
 
-    for step in range(run.step + 1, args.steps + 1):
-        frames, mask = windows.sample(args.batch, generator, args.transpose)
+    for step in run.steps(args.steps):
+        frames, mask = windows.sample(args.batch, args.transpose)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * data.warmup_cosine(step, args.steps)
         loss, parts = model(frames, mask)
@@ -123,8 +128,6 @@ def train(args):
         if step % args.eval_every == 0 or step == args.steps:
             valid = evaluate(model, corpus.valid)
             run.log(args.steps, valid, best=valid["nll"])
-        if run.stopped():
-            return
 
     run.load_best()
     run.finish(evaluate(model, corpus.test))
@@ -133,23 +136,23 @@ def train(args):
 def main(argv=None):
     parser = data.Parser(__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--data", help="folder of .mid or .midi files, searched below (default: Bach from music21)")
-    add("--step", type=data.note_value, help="time step of all pieces, such as 1/16 (default: each piece its own)")
-    add("--voices", type=data.voice_count, default=4, help="notes at once; 1 is the top note alone")
+    add("--data", help="folder of MIDI files, searched below (default: music21's Bach)")
+    add("--time-step", type=data.note_value, help="of all pieces, as 1/16 (default: each its own)")
+    add("--voices", type=data.voice_count, default=4, help="notes at once; 1 is the top note")
     add("--window", type=data.positive_int, default=64, help="frames of a training window")
-    add("--transpose", type=int, choices=[0, 1], default=1, help="1 moves training windows by -6..+5 semitones")
+    add("--transpose", type=int, choices=[0, 1], default=1, help="1 moves windows -6..+5 semitones")
     add("--out", default="runs/lstm", help="run folder")
     add("--steps", type=data.positive_int, default=2000, help="training steps")
-    add("--batch", type=data.positive_int, default=32, help="windows a step")
+    add("--batch", type=data.positive_int, default=32, help="windows per step")
     add("--lr", type=data.positive, default=1e-2, help="highest learning rate")
-    add("--seed", type=data.natural, default=0, help="seed of weights, batches and samples")
-    add("--device", type=data.device_name, default="auto", help="cpu, cuda, cuda:1; auto takes cuda where there is one")
-    add("--eval-every", type=data.positive_int, default=100, help="steps between log lines, validations, checkpoints")
-    add("--resume", action="store_true", help="go on with the run in --out; its schedule is for --steps from there")
-    add("--force", action="store_true", help="replace a run that --out holds")
+    add("--seed", type=data.natural, default=0, help="of weights, batches and samples")
+    add("--device", type=data.device_name, default="auto", help="cpu or cuda; auto: cuda if any")
+    add("--eval-every", type=data.positive_int, default=100, help="steps between checkpoints")
+    add("--resume", action="store_true", help="go on with the run in --out, with its own flags")
+    add("--force", action="store_true", help="replace the run in --out")
     add("--hidden", type=data.positive_int, default=256, help="units of each LSTM layer")
-    add("--dropout", type=data.dropout, default=0.4, help="share of the LSTM's outputs dropped in training")
-    add("--weight-decay", type=data.non_negative, default=0.1, help="AdamW's decoupled weight decay")
+    add("--dropout", type=data.dropout, default=0.4, help="share of the LSTM's outputs dropped")
+    add("--weight-decay", type=data.non_negative, default=0.1, help="AdamW's decoupled decay")
     add("--clip", type=data.positive, default=1.0, help="largest norm of the gradient")
     train(parser.parse(argv))
 

@@ -34,10 +34,8 @@ def load_model(run, device="cpu"):
     try:
         kind = MODELS[held["model"]]  # a KeyError for any other name
         model = getattr(importlib.import_module(held["model"]), kind)(**held["config"])
-        model.load_state_dict(held["state"])
-        number, text = (int, float), (str, type(None))
-        assert isinstance(held["step"], number) and held["step"] > 0 and isinstance(held["corpus"], str)
-        assert isinstance(held["data"], text) and isinstance(held["data_step"], (*number, type(None)))
+        model.load_state_dict(held["parts"]["model"])
+        held |= {"data": held["args"]["data"], "data_step": held["args"]["time_step"], "step": held["time_step"]}
     except (AssertionError, KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
         why = (str(error) or "parts are missing").splitlines()[0][:100]
         raise data.InputError(f"{path}: does not fit the model files here ({why})") from None
@@ -171,8 +169,8 @@ def copied_runs(rolls, training):
     rolls, training = [distinct_frames(r) for r in rolls], [distinct_frames(r) for r in training]
     longest, alive, length = np.zeros(len(rolls), int), list(range(len(rolls))), 1
     while alive:
-        known = np.unique(np.concatenate([data.run_hashes(roll, length) for roll in training]))
-        alive = [i for i in alive if np.isin(data.run_hashes(rolls[i], length), known).any()]
+        known = set().union(*(data.run_hashes(roll, length) for roll in training))
+        alive = [i for i in alive if known & set(data.run_hashes(rolls[i], length))]
         longest[alive] = length
         length += 1
     return longest
@@ -300,18 +298,17 @@ def read_log(run):
 
 def draw_comparison(bars, floor, path):
     """Draw style and chord-change distance of each set as bars, with the floor of training Bach as a line."""
-    plt = data.pyplot()
-    if not plt:
+    figure, axes = data.figure(1, 2, (5.5, 0.4 * len(bars) + 1.2))
+    if not figure:
         return
-    figure, axes = plt.subplots(1, 2, figsize=(11, 0.4 * len(bars) + 1.2), sharey=True)
     for axis, what in zip(axes, ("style", "chord change")):
         axis.barh(list(bars), [d[what] for d in bars.values()], color=["#999" if "Bach" in b or " " in b else "C0" for b in bars])
         axis.set_title(what + " distance to test Bach (0 same, 1 disjoint)", fontsize=9)
         axis.grid(axis="x", alpha=0.3)
     axes[0].axvline(floor, color="k", linewidth=1)
     axes[0].invert_yaxis()
-    figure.tight_layout()
-    data.save_figure(figure, path)
+    axes[1].invert_yaxis()
+    figure.savefig(path)
 
 
 def read_roll(path, held):
@@ -326,7 +323,7 @@ def read_roll(path, held):
 
 def latents(model, roll):
     """The codes of the windows that tile a roll: posterior means or code indices, (windows, ...), and the frames."""
-    window, device = model.config["window"], next(model.parameters()).device
+    window, device = model.window, next(model.parameters()).device
     z = model.encode(*next(data.Windows([roll], window, device, hop=window).chunks(10**6)))
     return z[0] if isinstance(z, tuple) else z
 
@@ -402,7 +399,7 @@ def run_command(args):
     except OSError as error:
         raise data.InputError(f"--out {folder} cannot be written: {error.strerror}") from None
     for name, roll in made.items():
-        data.write_music(folder / name, roll, step, args.step_seconds, not args.no_wav)
+        data.write_music(folder / name, roll, step, 60 * step / args.step_seconds)
         if rows:
             data.draw_rolls(rows, folder / f"{name}.png")
     print(f"wrote {len(made)} piece{'s' * (len(made) > 1)} to {folder}: {', '.join(list(made)[:2])}{' ...' * (len(made) > 2)}")

@@ -71,8 +71,6 @@ class VAE(nn.Module):
     def __init__(self, voices=4, window=32, hidden=256, latent=128, features=64, dropout=0.3, feed="teacher", drop=0.1,
                  beta=1.0, free_nats=16.0, rec_mean=False):
         super().__init__()
-        self.config = dict(voices=voices, window=window, hidden=hidden, latent=latent, features=features, dropout=dropout,
-                           feed=feed, drop=drop, beta=beta, free_nats=free_nats, rec_mean=rec_mean)
         self.voices, self.window, self.latent, self.features = voices, window, latent, features
         self.feed, self.drop, self.beta, self.free_nats, self.rec_mean = feed, drop, beta, free_nats, rec_mean
         warnings.filterwarnings("ignore", "Initializing zero-element")  # --latent 0, --features 0
@@ -228,17 +226,15 @@ def evaluate(model, pieces, samples=0):
 
 def train(args):
     """Train as the flags say; leaves the run folder that data.Run describes."""
-    corpus = data.load_corpus(args.data, args.step, args.voices)
+    corpus = data.load_corpus(args.data, args.time_step, args.voices)
     torch.manual_seed(args.seed)
-    model = VAE(args.voices, args.window, args.hidden, args.latent, args.features, args.dropout, args.feed, args.drop,
-                args.beta, args.free_nats, args.rec_mean).to(args.device)
+    model = VAE(**data.config(VAE, args)).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    generator = torch.Generator(args.device).manual_seed(args.seed)
     windows = data.Windows(corpus.train, args.window, args.device)
-    run = data.Run("vae", args, model, corpus, optimizer=optimizer, generator=generator)
+    run = data.Run("vae", args, model, corpus, optimizer=optimizer)
 
-    for step in range(run.step + 1, args.steps + 1):
-        frames, mask = windows.sample(args.batch, generator, args.transpose)
+    for step in run.steps(args.steps):
+        frames, mask = windows.sample(args.batch, args.transpose)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * data.warmup_cosine(step, args.steps)
         model.beta = args.beta * min(1, step / max(1, args.anneal))
@@ -252,8 +248,6 @@ def train(args):
         if step % args.eval_every == 0 or step == args.steps:
             valid = evaluate(model, corpus.valid)
             run.log(args.steps, valid, best=valid["reconstruction"] + args.beta * (valid["nll"] - valid["reconstruction"]))
-        if run.stopped():
-            return
 
     run.load_best()
     run.finish(evaluate(model, corpus.test, samples=64))
@@ -263,7 +257,7 @@ def main(argv=None):
     parser = data.Parser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("--data", help="folder of .mid or .midi files, searched below (default: Bach from music21)")
-    add("--step", type=data.note_value, help="time step of all pieces, such as 1/16 (default: each piece its own)")
+    add("--time-step", type=data.note_value, help="time step of all pieces, such as 1/16 (default: each piece its own)")
     add("--voices", type=data.voice_count, default=4, help="notes at once; 1 is the top note alone")
     add("--window", type=data.positive_int, default=32, help="frames of a window, N")
     add("--transpose", type=int, choices=[0, 1], default=1, help="1 moves training windows by -6..+5 semitones")

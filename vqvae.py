@@ -56,9 +56,7 @@ class VQVAE(nn.Module):
     def __init__(self, voices=4, window=128, codebook=64, codes=8, dim=32, hidden=512, beta=0.05, decay=0.99,
                  prior_hidden=384, context=0, dropout=0.4):
         super().__init__()
-        self.config = dict(voices=voices, window=window, codebook=codebook, codes=codes, dim=dim, hidden=hidden, beta=beta,
-                           decay=decay, prior_hidden=prior_hidden, context=context, dropout=dropout)
-        self.voices, self.codes, self.codebook_size = voices, codes, codebook
+        self.voices, self.window, self.codes, self.codebook_size = voices, window, codes, codebook
         self.beta, self.decay, self.context = beta, decay, context
         # The pattern's V x 4 cells, two neighbouring voices at a time and frame by frame, are dealt out to the C slots.
         order = sorted(range(voices * PATTERN), key=lambda cell: (cell // PATTERN // 2, cell % PATTERN, cell))
@@ -256,7 +254,7 @@ def evaluate(model, pieces):
     device = model.codebook.device
     prior = decoder = hits = cells = torch.zeros((), device=device)
     used = torch.zeros(model.codes, model.codebook_size, device=device)
-    for frames, mask in data.Windows(pieces, model.config["window"], device, hop=model.config["window"]).chunks(64):
+    for frames, mask in data.Windows(pieces, model.window, device, hop=model.window).chunks(64):
         parts = model.bound(frames, mask)
         prior, decoder = prior + parts[0].sum(), decoder + parts[1].sum()
         codes = model.encode(frames)
@@ -277,20 +275,18 @@ def train(args):
     """Train the codec for --steps, then the prior for --prior-steps; leaves the run folder that data.Run describes."""
     if args.window % PATTERN:
         raise data.InputError(f"--window {args.window} is no multiple of the {PATTERN} frames of a pattern")
-    corpus = data.load_corpus(args.data, args.step, args.voices)
+    corpus = data.load_corpus(args.data, args.time_step, args.voices)
     torch.manual_seed(args.seed)
-    codes = min(args.codes, args.voices * PATTERN)  # a slot reads at least one voice in one frame
-    model = VQVAE(args.voices, args.window, args.codebook, codes, args.dim, args.hidden, args.beta, args.decay,
-                  args.prior_hidden, args.context, args.dropout).to(args.device)
+    args.codes = min(args.codes, args.voices * PATTERN)  # a slot reads at least one voice in one frame
+    model = VQVAE(**data.config(VQVAE, args)).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    generator = torch.Generator(args.device).manual_seed(args.seed)
     windows = data.Windows(corpus.train, args.window, args.device)
-    run = data.Run("vqvae", args, model, corpus, optimizer=optimizer, generator=generator)
+    run = data.Run("vqvae", args, model, corpus, optimizer=optimizer)
 
     steps = args.steps + args.prior_steps
-    for step in range(run.step + 1, steps + 1):
+    for step in run.steps(steps):
         coding = step <= args.steps  # then the codec stands still, and the prior learns its codes
-        frames, mask = windows.sample(args.batch, generator, args.transpose)
+        frames, mask = windows.sample(args.batch, args.transpose)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * (data.warmup_cosine(step, args.steps) if coding else
                                      data.warmup_cosine(step - args.steps, args.prior_steps))
@@ -304,8 +300,6 @@ def train(args):
         if step % args.eval_every == 0 or step in (args.steps, steps):
             valid = evaluate(model, corpus.valid)
             run.log(steps, valid, best=None if coding else valid["nll"])
-        if run.stopped():
-            return
 
     run.load_best()
     run.finish(evaluate(model, corpus.test))
@@ -315,7 +309,7 @@ def main(argv=None):
     parser = data.Parser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("--data", help="folder of .mid or .midi files, searched below (default: Bach from music21)")
-    add("--step", type=data.note_value, help="time step of all pieces, such as 1/16 (default: each piece its own)")
+    add("--time-step", type=data.note_value, help="time step of all pieces, such as 1/16 (default: each piece its own)")
     add("--voices", type=data.voice_count, default=4, help="notes at once; 1 is the top note alone")
     add("--window", type=data.positive_int, default=128, help="frames of a training window, a multiple of 4")
     add("--transpose", type=int, choices=[0, 1], default=1, help="1 moves training windows by -6..+5 semitones")

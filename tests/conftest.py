@@ -1,19 +1,25 @@
 """Real music for the tests: a dozen chorales out of music21, written once a session."""
 
+import importlib
 import os
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the model files are imported from the repository's root
+if not os.environ.get("BACH_TEST_CUDA"):  # the tests fork, which CUDA does not survive
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 import data  # noqa: E402
 
-CHORALES = ["bwv10.7", "bwv101.7", "bwv14.5", "bwv153.1", "bwv16.6", "bwv253", "bwv269", "bwv277", "bwv3.6", "bwv304",
-            "bwv66.6", "bwv84.5"]
+CHORALES = ["bwv10.7", "bwv101.7", "bwv14.5", "bwv153.1", "bwv16.6", "bwv253", "bwv269", "bwv277",
+            "bwv3.6", "bwv304", "bwv66.6", "bwv84.5"]
+MODELS = ("lstm", "attn_lstm", "vae", "hvae", "vqvae", "wgan")
+TINY = ["--hidden", "16", "--window", "32", "--batch", "2", "--device", "cpu"]
+CLOCK = ("seconds", "frames_per_second")  # the columns of a log that differ from run to run
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,14 +39,43 @@ def scores(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def corpus(scores):
-    """The twelve chorales as a data.Corpus: 8 pieces to train on, 2 to validate, 2 to test."""
+    """The twelve chorales as data.load_corpus gives them: 8 pieces to train on, 2 to validate,
+    2 to test."""
     return data.load_corpus(scores)
 
 
 @pytest.fixture(scope="session")
 def batch(corpus):
-    """Eight windows of 32 frames of real music: frames (8, 32, 88), mask (8, 32); the last ones are padded."""
-    windows = data.Windows(corpus.train, 32)
-    frames, mask = windows.sample(8, torch.Generator().manual_seed(0), transpose=True)
+    """Eight windows of 32 frames of real music: frames (8, 32, 88), mask (8, 32); the last two are
+    padded."""
+    torch.manual_seed(0)
+    frames, mask = data.Windows(corpus.train, 32).sample(8)
     mask[-1, 20:] = mask[-2, 5:] = 0
     return frames * mask[..., None], mask
+
+
+def train(name, corpus, out, *more, steps=6, eval_every=2):
+    """A tiny training by a model file's own main(), which `more` flags may change."""
+    prior = ["--prior-steps", 4, "--prior-hidden", 16] if name == "vqvae" else []  # a second stage
+    flags = ["--data", corpus, "--out", out, "--steps", steps, "--eval-every", eval_every, *prior]
+    importlib.import_module(name).main([*map(str, flags), *TINY, *map(str, more)])
+
+
+def silence(monkeypatch, module=data):
+    """No pictures and no sound at the end of a run: they are slow."""
+    for function in ("write_music", "draw_curves"):
+        monkeypatch.setattr(module, function, lambda *_, **__: None)
+
+
+def outcome(folder):
+    """What a run has come to, clock apart: step, best figure, log, states and best weights."""
+    def plain(x):
+        if isinstance(x, torch.Tensor):
+            return x.shape, x.numpy().tobytes()
+        if isinstance(x, dict):
+            return {name: plain(value) for name, value in x.items()}
+        return [plain(value) for value in x] if isinstance(x, list | tuple) else x
+    last, best = (data.load_checkpoint(folder / name) for name in ("last.pt", "model.pt"))
+    rows = [{name: value for name, value in row.items() if name not in CLOCK}
+            for row in last["rows"]]
+    return plain([last["step"], last["best"], rows, last["parts"], best["step"], best["parts"]])

@@ -184,28 +184,6 @@ def test_figures_count_every_frame_once(batch):
     assert figures["nll_after_first"] == pytest.approx(sum(e[1:].sum().item() for e in each) / 39, rel=1e-5)
 
 
-def test_train_resume_ends_where_the_whole_run_ends(scores, tmp_path, monkeypatch):
-    flags = ["--data", str(scores), "--device", "cpu", "--batch", "4", "--window", "32", "--hidden", "16",
-             "--attention-heads", "2", "--eval-every", "2", "--steps", "4"]
-    attn_lstm.main([*flags, "--out", str(tmp_path / "whole")])
-    add = data.Run.add
-
-    def stop_after_three(self, values, mask):
-        self.interrupted = self.step == 2
-        return add(self, values, mask)
-    monkeypatch.setattr(data.Run, "add", stop_after_three)
-    attn_lstm.main([*flags, "--out", str(tmp_path / "parts")])
-    assert data.load_checkpoint(tmp_path / "parts" / "last.pt")["step"] == 3
-    monkeypatch.setattr(data.Run, "add", add)
-    attn_lstm.main(["--out", str(tmp_path / "parts"), "--resume"])
-    whole, parts = (data.load_checkpoint(tmp_path / name / "last.pt", "attn_lstm") for name in ("whole", "parts"))
-    assert whole["step"] == parts["step"] == 4
-    for name, weight in whole["parts"]["model"].items():
-        assert torch.equal(weight, parts["parts"]["model"][name]), name
-    best = data.load_checkpoint(tmp_path / "parts" / "model.pt", "attn_lstm")
-    attn_lstm.AttnLSTM(**best["config"]).load_state_dict(best["state"])
-
-
 def test_attention_heads_that_do_not_divide_are_refused():
     with pytest.raises(data.InputError, match="--attention-heads 3"):
         attn_lstm.AttnLSTM(hidden=16, attention_heads=3)

@@ -119,6 +119,7 @@ def test_figures_as_muspy_defines_them():
 
 # ------------------------------------------------------------------------------------------------------------- commands
 
+@pytest.mark.skip(reason="sample.py is being rewritten (issue 12)")
 def test_samples_are_written_and_repeatable(run, monkeypatch, tmp_path, capsys):
     assert call(monkeypatch, run / "lstm", "-n", 2, "--length", 40, "--out", tmp_path / "a") == 0
     assert call(monkeypatch, run / "lstm", "-n", 2, "--length", 40, "--out", tmp_path / "b", "--no-wav") == 0
@@ -130,6 +131,7 @@ def test_samples_are_written_and_repeatable(run, monkeypatch, tmp_path, capsys):
     assert len(roll) <= 40
 
 
+@pytest.mark.skip(reason="sample.py is being rewritten (issue 12)")
 def test_prime_and_reconstruct(run, scores, monkeypatch, tmp_path):
     file = sorted(scores.glob("*.mid"))[0]
     given, step = data.midi_to_roll(file)

@@ -1,0 +1,288 @@
+"""What all six models promise as programs: runs, resuming, flags, the README's commands."""
+
+import argparse
+import ast
+import importlib
+import inspect
+import json
+import random
+import re
+import shlex
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import matplotlib
+import pytest
+import torch
+
+import data
+from conftest import MODELS, ROOT, outcome, silence, train
+
+MODULES = {name: importlib.import_module(name) for name in MODELS}
+CLASSES = {name: next(value for key, value in vars(module).items()
+                      if key.lower() == name.replace("_", "")) for name, module in MODULES.items()}
+all_six = pytest.mark.parametrize("name", MODELS)
+
+
+@pytest.fixture
+def no_music(monkeypatch):
+    silence(monkeypatch, data)
+
+
+@pytest.fixture(scope="module")
+def lstm_run(scores, tmp_path_factory):
+    """A finished tiny run of lstm.py, without music."""
+    folder = tmp_path_factory.mktemp("runs") / "lstm"
+    with pytest.MonkeyPatch.context() as patch:
+        silence(patch, data)
+        train("lstm", scores, folder)
+    return folder
+
+
+@pytest.fixture
+def own_run(lstm_run, tmp_path):
+    """A copy of lstm_run, to be changed."""
+    return Path(shutil.copytree(lstm_run, tmp_path / "lstm"))
+
+
+@pytest.fixture
+def one_line(capsys):
+    """Runs a program as the command line does; it must end with status 2 and one line, which is
+    returned."""
+    def run(program, *args):
+        with pytest.raises(SystemExit) as stop:
+            data.cli(lambda: program(*args))
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and said.strip().count("\n") == 0, said
+        return said
+    return run
+
+
+# -------------------------------------------------------------------------------- runs and resuming
+
+
+@all_six
+def test_a_stopped_run_ends_bit_for_bit_as_the_uninterrupted_one(
+        name, scores, tmp_path, monkeypatch, no_music):
+    train(name, scores, tmp_path / "whole")
+    whole, add, more = outcome(tmp_path / "whole"), data.Run.add, []
+    for stop in (3, whole[0] - 1):  # between log lines; the second time in the last stage
+        def add_and_stop(run, *args):
+            add(run, *args)
+            if run.step == stop:
+                raise KeyboardInterrupt
+        monkeypatch.setattr(data.Run, "add", add_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(name, scores, tmp_path / "cut", *more)
+        more = ["--resume"]
+        monkeypatch.setattr(data.Run, "add", add)
+    MODULES[name].main(["--out", str(tmp_path / "cut"), "--resume"])  # with the run's own flags
+    assert outcome(tmp_path / "cut") == whole
+
+    held = data.load_checkpoint(tmp_path / "cut" / "model.pt", name)
+    assert held["class"] == CLASSES[name].__name__
+    model = CLASSES[name](**held["config"])
+    model.load_state_dict(held["parts"]["model"])
+    drawn = [model.train(mode).sample(1, 40, torch.Generator().manual_seed(0))
+             for mode in (True, False)]  # a sample knows no dropout
+    assert torch.equal(*drawn) and drawn[0].shape == (1, 40, 88) and drawn[0].dtype == torch.bool
+
+
+@all_six
+def test_a_file_and_data_py_alone_train(name, scores, tmp_path, monkeypatch):
+    """Copied to an empty folder. Ctrl-C and matplotlib are afterwards as they were before."""
+    for file in ("data.py", f"{name}.py"):
+        shutil.copy(ROOT / file, tmp_path)
+    (tmp_path / "music").mkdir()
+    for file in sorted(scores.glob("*.mid"))[:4]:
+        shutil.copy(file, tmp_path / "music")
+    elsewhere = [path for path in sys.path if Path(path).resolve() not in (ROOT, ROOT / "tests")]
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *elsewhere])
+    for module in (*MODELS, "data", "sample"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.chdir(tmp_path)
+    matplotlib.use("svg")
+    handler = signal.getsignal(signal.SIGINT)
+
+    copies = [importlib.import_module(module) for module in ("data", name)]
+    assert {Path(copy.__file__).parent for copy in copies} == {tmp_path}
+    music = {"sample.mid", "sample.wav", "sample.png", "curves.png"} if name == "lstm" else set()
+    music or silence(monkeypatch, copies[0])
+    train(name, "music", "run", steps=2)
+    written = {path.name for path in Path("run").iterdir()}
+    assert written == {"model.pt", "last.pt", "log.csv", "result.json"} | music
+    assert signal.getsignal(signal.SIGINT) is handler and matplotlib.get_backend() == "svg"
+
+
+def test_result_and_log(lstm_run):
+    result = json.loads((lstm_run / "result.json").read_text())
+    assert set(result) == {"model", "params", "steps", "train_seconds", "frames_per_second",
+                           "corpus", "time_step", "config", "test"}
+    assert result["steps"] == 6 and result["time_step"] == 0.5 and result["config"]["hidden"] == 16
+    rows = data.load_checkpoint(lstm_run / "last.pt")["rows"]
+    best = data.load_checkpoint(lstm_run / "model.pt")
+    assert best["best"] == min(row["valid_nll"] for row in rows)
+    assert best["step"] == min(rows, key=lambda row: row["valid_nll"])["step"]
+    lines = (lstm_run / "log.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step", "2", "4", "6"]
+
+
+def test_a_run_is_not_overwritten(scores, own_run, one_line, no_music):
+    before = {path: path.read_bytes() for path in own_run.iterdir()}
+    said = one_line(train, "lstm", scores, own_run)
+    assert all(flag in said for flag in ("--resume", "--out", "--force"))
+    assert before == {path: path.read_bytes() for path in own_run.iterdir()}
+
+
+def test_force_removes_the_runs_own_files_alone(scores, own_run, no_music):
+    (own_run / "samples").mkdir()
+    (own_run / "sample.wav").touch()
+    mine = [own_run / "notes.txt", own_run / "samples" / "sample.mid"]
+    for file in mine:
+        file.write_text("mine")
+    train("lstm", scores, own_run, "--force", steps=2)
+    assert all(file.read_text() == "mine" for file in mine)
+    assert data.load_checkpoint(own_run / "last.pt")["step"] == 2
+    assert not (own_run / "sample.wav").exists()  # the old run's; this one wrote no music
+
+
+def test_a_diverged_run_goes_on_with_a_smaller_lr(own_run, one_line, no_music):
+    resume = ["--out", str(own_run), "--resume", "--steps", "10"]
+    said = one_line(MODULES["lstm"].main, [*resume, "--lr", "1e25"])
+    assert "--resume with a smaller --lr" in said
+    MODULES["lstm"].main([*resume, "--lr", "1e-4"])
+    held = data.load_checkpoint(own_run / "last.pt")
+    assert held["step"] == 10 and held["args"]["lr"] == 1e-4 and held["args"]["hidden"] == 16
+    assert [row["step"] for row in held["rows"]] == [2, 4, 6, 8, 10]
+
+
+def test_a_cpu_run_stays_there_where_a_gpu_has_appeared(own_run, monkeypatch, no_music):
+    monkeypatch.setattr(data, "device_name", lambda text: text.replace("auto", "cuda"))
+    MODULES["lstm"].main(["--out", str(own_run), "--resume", "--steps", "7"])
+    assert data.load_checkpoint(own_run / "last.pt")["step"] == 7
+
+
+def test_flipped_bits_of_a_checkpoint_are_refused_or_change_nothing(own_run):
+    path, whole, rng = own_run / "last.pt", outcome(own_run), random.Random(0)
+    content, refused = path.read_bytes(), []
+    weight = data.load_checkpoint(path, "lstm")["parts"]["model"]["out.weight"].numpy().tobytes()
+    weights = range(content.index(weight), content.index(weight) + len(weight))
+    for place in rng.choices(weights, k=40) + rng.choices(range(len(content)), k=80):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        try:  # a date in the zip, say, may be another
+            assert outcome(own_run) == whole
+        except data.InputError as error:
+            refused.append(place)
+            assert "last.pt: damaged" in str(error) and "\n" not in str(error)
+    assert sum(place in weights for place in refused) >= 40 and len(refused) > 100
+
+
+def test_checkpoints_that_do_not_fit_are_one_line(own_run, one_line):
+    resume = ["--out", str(own_run), "--resume", "--steps", "8"]
+    assert "does not fit" in one_line(MODULES["lstm"].main, [*resume, "--hidden", "17"])
+    assert "holds a model of lstm.py, not of vae.py" in one_line(MODULES["vae"].main, resume)
+    held = data.load_checkpoint(own_run / "last.pt")
+    for wrong in ({"rows": {}}, {"args": {}}, {"parts": None}, {"step": "text"}):
+        data.save_checkpoint(own_run / "last.pt", held | wrong)
+        assert "last.pt: damaged" in one_line(MODULES["lstm"].main, resume)
+    (own_run / "last.pt").unlink()
+    assert "last.pt: no such file" in one_line(MODULES["lstm"].main, resume)
+
+
+def test_ctrl_c_and_too_little_memory_are_one_line(one_line):
+    def ctrl_c():
+        raise KeyboardInterrupt
+    assert "--resume" in one_line(ctrl_c)
+    assert "not enough memory" in one_line(torch.empty, 2**60)
+
+
+# ------------------------------------------------------------------------------- flags and commands
+
+
+@pytest.mark.parametrize("name, flags", [
+    ("lstm", "--lr 0"), ("lstm", "--lr nan"), ("lstm", "--steps -1"), ("lstm", "--steps many"),
+    ("lstm", "--steps 99999999999"), ("lstm", "--time-step 0/4"), ("lstm", "--time-step x"),
+    ("lstm", "--device abacus"), ("lstm", "--voices 0"), ("lstm", "--step 1"),
+    ("lstm", "--data nowhere"), ("attn_lstm", "--attention-heads 3"), ("vae", "--dropout 1"),
+    ("hvae", "--segment 5"), ("vqvae", "--codes 9"), ("vqvae", "--window 30"),
+    ("wgan", "--heads 3"), ("wgan", "--patch 5"), ("wgan", "--window 1000")])
+def test_bad_flags_are_one_line(name, flags, scores, tmp_path, one_line):
+    args = (name, scores, tmp_path / "run", *flags.split())
+    with pytest.raises(data.InputError) as error:
+        train(*args)
+    said = one_line(train, *args)
+    assert said.endswith(f"{error.value}\n") and flags.split()[0] in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def parser_of(monkeypatch):
+    """The parser of a program, caught before anything runs."""
+    class Caught(Exception):
+        pass
+
+    def caught(parser, *_, **__):
+        raise Caught(parser)
+
+    def parser_of(program):
+        with monkeypatch.context() as patch, pytest.raises(Caught) as caught_:
+            patch.setattr(argparse.ArgumentParser, "parse_args", caught)
+            importlib.import_module(program).main()
+        return caught_.value.args[0]
+    monkeypatch.setattr(sys, "argv", ["program"])
+    monkeypatch.setattr(data, "device_name", str)  # a command for a GPU is a command anywhere
+    return parser_of
+
+
+@all_six
+def test_flags_and_constructor_agree(name, parser_of):
+    parser = parser_of(name)
+    shared = inspect.signature(CLASSES[name]).parameters
+    assert len(shared) > 3
+    for parameter in shared.values():  # each is a flag, with the same default
+        assert parser.get_default(parameter.name) == parameter.default, parameter.name
+    flags = {flag for action in parser._actions for flag in action.option_strings}
+    assert flags >= set("--data --time-step --voices --window --transpose --out --steps --batch "
+                        "--lr --seed --device --eval-every --resume --force".split())
+    assert all(action.help for action in parser._actions)
+
+
+@all_six
+def test_model_files_import_nothing_of_each_other(name):
+    imported = set()
+    for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module.split(".")[0])
+    assert imported <= {"data", "torch", "numpy"} | sys.stdlib_module_names
+
+
+def commands(text):
+    """The `python FILE.py ...` commands in a text's code: [[FILE, word, ...]]."""
+    text = re.sub(r"\s*\\\n\s*", " ", text)
+    code = re.findall(r"```.*?```|^ {4}[^\n]*|`[^`]+`", text, re.M | re.S)
+    code = [part if part[:3] == "```" else " ".join(part.split()) for part in code]
+    found = re.findall(r"\bpython (\S+?)\.py([^`#&|;\n]*)", "\n".join(code))
+    return [[file, *shlex.split(words)] for file, words in found if file.islower()]
+
+
+@pytest.mark.parametrize("name", ["README.md", "sample", "data", *MODELS])
+def test_every_command_that_is_written_down_parses(name, parser_of):
+    text = (ROOT / name).read_text() if "." in name else importlib.import_module(name).__doc__
+    found = commands(text)
+    assert len(found) > (20 if name == "README.md" else 0), found
+    for file, *words in found:
+        parser = parser_of(file.removeprefix("tests/"))
+        actions = {flag: action for action in parser._actions for flag in action.option_strings}
+        for i, (flag, word) in enumerate(zip(words, words[1:]), 1):  # --latent Z stands for any
+            if re.fullmatch("[A-Z]", word) and actions[flag].default is not None:
+                words[i] = str(actions[flag].default)
+        try:
+            parser.parse_args(words)
+        except (data.InputError, SystemExit) as error:
+            pytest.fail(f"{name}: python {file}.py {shlex.join(words)}: {error}")
