@@ -457,12 +457,16 @@ def first_process_first():
         sum_over_processes(torch.zeros(1))
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action):  # no "(default: None)"
+        return action.help if not action.default else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with the defaults in the help, and InputError for bad flags."""
 
     def __init__(self, description):
-        super().__init__(description=description, allow_abbrev=False,
-                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(description=description, allow_abbrev=False, formatter_class=_Help)
 
     def error(self, message):
         raise InputError(message)
@@ -540,10 +544,10 @@ def cli(main, stopped="stopped; the same command with --resume goes on from the 
         return
     except KeyboardInterrupt:
         message = stopped
-    except InputError as error:
-        message = error
     except BrokenPipeError:  # of `| head`
         sys.exit(sys.stderr.close())
+    except (InputError, OSError) as error:
+        message = error
     except (MemoryError, RuntimeError) as error:
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         message = "not enough memory; take a smaller --batch, --window, --hidden or -n"

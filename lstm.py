@@ -1,24 +1,21 @@
 """An autoregressive LSTM over piano-roll frames (section 5.1 of the paper).
 
-The next frame is predicted from all frames before it. A frame x_t (88 keys, 0 or 1) is read as it
-is and written as V voices, each one of 89 symbols (a rest or a key), so that
+A frame x_t (88 keys, 0 or 1) is read as it is and written as V voices, each one of 89 symbols (a
+rest or a key), given all frames before it:
 
     h_t = LSTM(x_1, ..., x_{t-1})                                        (H)
     p(x_t | x_<t) = prod_v softmax(W h_t)_v [symbol of voice v in x_t]   W: (V * 89, H)
     loss = - sum_t log p(x_t | x_<t) / T                                 nats per frame
 
-The voices of a frame are drawn without knowledge of each other, which is this model's weakness:
-attn_lstm.py chooses them one after the other.
+The voices of a frame do not know of each other: attn_lstm.py chooses them one after the other.
 
     python lstm.py                                                                # default run
     python lstm.py --hidden 512 --window 32 --dropout 0.5 --lr 1e-3 --weight-decay 0 --voices 1
                                                                                   # the paper's
 
-Differences from the paper:
-- Equation (1) has a minus sign on one side only.
-- Four voices (--voices 1 is the paper's one-hot melody), transposed windows, AdamW with a schedule.
-- Sparse inputs need a larger initialisation: at step 150 that is worth 5 nats per frame.
-- The first frame is predicted too, from a learned start.
+Differences from the paper: four voices (--voices 1 is its one-hot melody), transposed windows,
+AdamW with a schedule; a larger initialisation, since inputs are sparse (5 nats per frame at step
+150); the first frame is predicted too; equation (1) has a minus sign on one side only.
 """
 
 import torch
@@ -50,8 +47,7 @@ class LSTM(nn.Module):
         return self.out(self.dropout(h)).unflatten(-1, (self.voices, data.SYMBOLS)), state
 
     def frame_nll(self, frames, mask):
-        """-log p of each frame given those before it, summed over voices: (B, T) nats, 0 where
-        masked."""
+        """-log p of each frame given those before it: (B, T) nats, 0 where masked."""
         start = self.start.expand(len(frames), 1, -1)
         logits, _ = self.logits(torch.cat([start, frames[:, :-1]], 1))
         target = data.to_voices(frames, self.voices)  # (B, T, V)
@@ -68,17 +64,31 @@ class LSTM(nn.Module):
         return loss, {"nll": loss.detach()}
 
     @data.sampling()
-    def sample(self, n, length, generator=None, temperature=1.0, top_p=0.9, skip_top=0, prime=None):
-        """n new pieces as bool (n, length, 88), frame by frame; with prime, a bool (T, 88) roll,
-        what follows it. temperature, top_p, skip_top: see data.sample_symbols."""
+    def sample(self, n, length, generator=None, temperature=1.0, top_p=0.9, skip_top=0, prime=None,
+               melody=None):
+        """n new pieces as bool (n, length, 88), frame by frame, drawn as data.sample_symbols says.
+
+        prime: bool (T, 88), what they go on from. melody: bool (length, 88), whose top line voice 0
+        has; the others stay below, and where it rests all stay up to its last note.
+        """
         self.eval()
-        frame, state, roll = self.start.expand(n, 1, -1), None, []
+        frame, state, roll, last = self.start.expand(n, 1, -1), None, [], 0
         if prime is not None and len(prime):
             prime = torch.as_tensor(prime, device=frame.device).float().expand(n, -1, -1)
             _, state = self.logits(torch.cat([frame, prime[:, :-1]], 1))
             frame = prime[:, -1:]
-        for _ in range(length):
-            logits, state = self.logits(frame, state)
+        if melody is not None:
+            tune = data.to_voices(torch.as_tensor(melody), 1)[:, 0].tolist()
+        for t in data.progress(range(length), "sampling frames"):
+            logits, state = self.logits(frame, state)  # (n, 1, V, 89)
+            if melody is not None:
+                last = tune[t] or last
+                logits[..., last + (not tune[t]):] = -torch.inf
+                if tune[t]:
+                    logits[:, :, 0, :] = -torch.inf
+                    logits[:, :, 0, tune[t]] = 0
+                else:  # a voice rests with it
+                    logits[:, :, max(1, self.voices - 2), 1:] = -torch.inf
             voices = data.sample_voices(logits, generator, temperature, top_p, skip_top)
             roll.append(data.from_voices(voices))  # (n, 1, 88)
             frame = roll[-1].float()
@@ -88,21 +98,19 @@ class LSTM(nn.Module):
 @torch.no_grad()
 def evaluate(model, pieces):
     """Figures on held-out pieces (bool (T, 88)): nats per frame over whole pieces (nll), without
-    each piece's first frame (nll_after_first), over windows that each start without context
-    (nll_tiled), and nats per sounding note."""
+    each piece's first frame, over windows that each start without context (nll_tiled), and nats
+    per sounding note."""
     model.eval()
-    device = model.start.device
-    total = first = tiled = torch.zeros((), device=device)
-    for frames, mask in data.whole_pieces(pieces, 16, device):
-        nll = model.frame_nll(frames, mask)
-        total, first = total + nll.sum(), first + nll[:, 0].sum()
-    for frames, mask in data.Windows(pieces, model.window, device, hop=model.window).chunks(64):
-        tiled = tiled + model.nll(frames, mask).sum()
+    device, T = model.start.device, model.window
+    whole = [model.frame_nll(*batch) for batch in data.whole_pieces(pieces, 16, device)]
+    first = sum(nll[:, 0].sum().item() for nll in whole)
+    total = sum(nll.sum().item() for nll in whole)
+    windows = data.Windows(pieces, T, device, hop=T)
+    tiled = sum(model.nll(*batch).sum().item() for batch in windows.chunks(64))
     model.train()
-    count, notes = sum(map(len, pieces)), sum(int(piece.sum()) for piece in pieces)
-    return {"nll": total.item() / count,
-            "nll_after_first": (total - first).item() / (count - len(pieces)),
-            "nll_tiled": tiled.item() / count, "nll_per_note": total.item() / notes}
+    frames, notes = sum(map(len, pieces)), sum(int(piece.sum()) for piece in pieces)
+    return {"nll": total / frames, "nll_after_first": (total - first) / (frames - len(pieces)),
+            "nll_tiled": tiled / frames, "nll_per_note": total / notes}
 
 
 def train(args):

@@ -1,73 +1,251 @@
-"""The statistics of style against known answers, and sample.py's commands on small runs."""
+"""sample.py: people's own tunes come back note for note; statistics of style with known answers."""
 
+import shutil
 import sys
 from collections import Counter
+from pathlib import Path
 
+import mido
 import numpy as np
 import pytest
-import torch
 
 import data
 import lstm
 import sample
-import vqvae
+import vae
+
+ROOT = Path(sample.__file__).parent
 
 
 @pytest.fixture(scope="module")
-def run(scores, tmp_path_factory):
-    """A briefly trained VQ-VAE's and an LSTM's run folder, next to each other."""
+def runs(scores, tmp_path_factory):
+    """A folder with a briefly trained LSTM's and a VAE's run."""
     folder = tmp_path_factory.mktemp("runs")
-    common = ["--data", str(scores), "--window", "32", "--batch", "4", "--hidden", "64", "--eval-every", "30", "--device", "cpu"]
-    vqvae.main([*common, "--steps", "60", "--prior-steps", "40", "--prior-hidden", "32", "--out", str(folder / "vqvae")])
-    lstm.main([*common, "--steps", "50", "--out", str(folder / "lstm")])
+    flags = ["--data", str(scores), "--batch", "4", "--hidden", "32", "--steps", "10",
+             "--eval-every", "10", "--window", "32", "--device", "cpu"]
+    lstm.main([*flags, "--out", str(folder / "lstm")])
+    vae.main([*flags, "--latent", "4", "--out", str(folder / "vae")])
     return folder
 
 
-def call(monkeypatch, *argv):
+@pytest.fixture(scope="module")
+def tune(tmp_path_factory):
+    """A tune with a rest before it and one inside, repeated notes, a note off the model's grid, and
+    changes of tempo and metre."""
+    meta = mido.MetaMessage
+    track = mido.MidiTrack([
+        meta("time_signature", numerator=3, denominator=4), meta("key_signature", key="Eb"),
+        meta("set_tempo", tempo=600_001)])
+    wait = 96
+    for pitch, length in [(67, 96), (67, 96), (75, 48), (74, 24), (75, 24), (0, 192), (65, 96),
+                          (65, 96), (63, 144), (63, 48)]:
+        if pitch:
+            track.append(mido.Message("note_on", note=pitch, velocity=70, time=wait))
+            track.append(mido.Message("note_off", note=pitch, time=length))
+        wait = 0 if pitch else length
+        if pitch == 0:
+            track += [meta("set_tempo", tempo=700_000),
+                      meta("time_signature", numerator=6, denominator=8)]
+    path = tmp_path_factory.mktemp("tunes") / "tune.mid"
+    mido.MidiFile(tracks=[track], ticks_per_beat=96).save(path)
+    return path
+
+
+def call(*argv):
     """sample.py with these arguments, as the command line runs it; returns the exit status."""
-    monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, argv)])
     try:
-        data.cli(sample.main)
+        data.cli(lambda: sample.main([str(word) for word in argv]))
     except SystemExit as stop:
         return stop.code
     return 0
 
 
-# ---------------------------------------------------------------------------------------------------------------- style
+def read(path):
+    """A MIDI file by mido alone, times in quarter notes: {track name: [(start, end, pitch)]},
+    [(time, meta message as a dict)]."""
+    file, parts, events = mido.MidiFile(path), {}, []
+    for track in file.tracks:
+        now, name, on = 0, "", {}
+        for message in track:
+            now += message.time
+            quarter = now / file.ticks_per_beat
+            if message.type == "track_name":
+                name = message.name
+            elif message.type == "note_on" and message.velocity:
+                on[message.note] = quarter
+            elif message.type in ("note_on", "note_off"):
+                parts.setdefault(name, []).append((on.pop(message.note), quarter, message.note))
+            elif message.type != "end_of_track":
+                events.append((quarter, {**vars(message), "time": 0}))
+    return parts, sorted(events, key=lambda event: (event[0], event[1]["type"]))
+
+
+# ------------------------------------------------------------------------------- people's own files
+
+def test_a_tune_comes_back_note_for_note_and_nothing_is_above_it(runs, tune, tmp_path, capsys):
+    assert call(runs / "lstm", "--melody", tune, "-n", 2, "--out", tmp_path, "--no-wav") == 0
+    assert "keep 8 of its 9 notes" in capsys.readouterr().out
+    (given,), changes = read(tune)[0].values(), read(tune)[1]
+    for i in (1, 2):
+        parts, events = read(tmp_path / f"melody-tune-seed0-{i:02}.mid")
+        assert list(parts) == ["soprano", "alto", "tenor", "bass"]
+        assert parts["soprano"] == given and events == changes
+        for name in ("alto", "tenor", "bass"):
+            for (_, before, _), (start, *_) in zip(parts[name], parts[name][1:]):
+                assert before <= start  # one note at a time
+            for start, end, pitch in parts[name]:
+                assert start >= 1  # as the tune
+                last = [note for note in given if note[0] <= start][-1]
+                assert all(pitch <= other[2] for other in [last, *given]
+                           if other == last or other[0] < end and other[1] > start)
+
+
+def test_a_beginning_goes_on_with_its_metre_and_a_marker(runs, scores, tmp_path):
+    file = scores / "bwv269.mid"
+    for length, frames in (("2", 12), ("7frames", 7)):
+        out = tmp_path / length
+        assert call(runs / "lstm", "--prime", file, "--prime-length", length, "--length", 16,
+                    "-n", 1, "--time-step", "1/8", "--out", out, "--no-wav", "--skip-top", 1) == 0
+        parts, events = read(out / "prime-bwv269-seed0-skiptop1-01.mid")
+        marks = [at for at, event in events if event["type"] == "marker"]
+        assert marks == [frames / 2]  # two bars of 3/4
+        kinds = ("set_tempo", "time_signature", "key_signature")
+        assert [e for e in events if e[1]["type"] != "marker"] == [
+            e for e in read(file)[1] if e[0] < frames / 2 and e[1]["type"] in kinds]
+        roll = data.notes_to_roll(np.concatenate([*map(np.array, parts.values())]), 0.5)[0]
+        assert np.array_equal(roll[:frames], data.midi_to_roll(file, 0.5)[0][:frames])
+        assert len(roll) <= frames + 16
+
+
+def test_tracks_are_lines_and_together_the_roll(corpus, tmp_path):
+    data.write_music(tmp_path / "x", data.to_parts(corpus.test[0], 0.5), bpm=72)
+    parts, events = read(tmp_path / "x.mid")
+    roll = data.notes_to_roll(np.concatenate([*map(np.array, parts.values())]), 0.5)[0]
+    assert np.array_equal(roll, corpus.test[0]) and len(parts) == 4
+    assert [event["type"] for _, event in events] == ["set_tempo", "time_signature"]
+    assert mido.tempo2bpm(events[0][1]["tempo"]) == pytest.approx(72, abs=1e-3)
+    assert (tmp_path / "x.wav").stat().st_size > 2 * 22050 * len(roll) / 2 * 60 / 72
+
+
+def test_the_top_line_of_a_score():
+    notes = np.array([(0, 1.02, 72), (0, 4, 60), (1, 2, 71), (1.5, 3, 64), (2, 4, 74), (5, 6, 50)])
+    assert sample.top_line(notes).tolist() == [[0, 1, 72], [1, 2, 71], [2, 4, 74], [5, 6, 50]]
+
+
+def test_nothing_is_overwritten_and_nothing_half_written(runs, tmp_path, monkeypatch, capsys):
+    flags = [runs / "lstm", "-n", 1, "--length", 8, "--no-wav", "--out", tmp_path / "out"]
+    assert [call(*flags), call(*flags), call(*flags, "--temperature", 0.5)] == [0, 0, 0]
+    names = ["sample-seed0-01", "sample-seed0-02", "sample-seed0-temperature0.5-01"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted(
+        f"{name}.{end}" for name in names for end in ("mid", "png"))
+    assert read(tmp_path / "out/sample-seed0-01.mid") == read(tmp_path / "out/sample-seed0-02.mid")
+
+    def ctrl_c(*_, **__):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(data, "draw_music", ctrl_c)
+    capsys.readouterr()
+    assert call(*flags[:-1], tmp_path / "new") != 0 and not (tmp_path / "new").exists()
+    assert capsys.readouterr().err.strip().count("\n") == 0
+
+
+def test_what_a_vae_does(runs, scores, tmp_path, capsys):
+    a, b = sorted(scores.glob("*.mid"))[:2]
+    assert call(runs / "vae", "--reconstruct", a, "--out", tmp_path, "--no-wav") == 0
+    assert call(runs / "vae", "--interpolate", a, b, "-n", 3, "--out", tmp_path, "--no-wav") == 0
+    assert "end to end" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("interpolate-*"))) == 2 and len(list(tmp_path.glob("rec*"))) == 2
+
+
+@pytest.mark.parametrize("argv, says", [
+    (["vae", "--melody", "TUNE"], "vae cannot do --melody; these can: lstm, attn_lstm"),
+    (["lstm", "--reconstruct", "TUNE"], "lstm cannot do --reconstruct"),
+    (["vae", "--skip-top", "2"], "vae cannot do --skip-top; these can: lstm"),
+    (["none"], "none"), (["lstm", "vae"], "one run folder"), (["lstm", "-n", "0"], "-n"),
+    (["lstm", "--prime", "TUNE", "--reconstruct", "TUNE"], "only one of"),
+    (["lstm", "--prime", "no.mid"], "no.mid"),
+    (["lstm", "--prime", "TUNE", "--prime-length", "2 beats"], "4bars"),
+    (["lstm", "--soundfont", "no.sf2"], "--soundfont"),
+    (["lstm", "--melody", "TUNE", "--skip-top", "1"], "--skip-top")])
+def test_what_cannot_be_done_is_one_line(runs, tune, capsys, argv, says, tmp_path):
+    words = {"TUNE": tune, **{name: runs / name for name in ("lstm", "vae", "none")}}
+    assert call(*(words.get(word, word) for word in argv), "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+# -------------------------------------------------------------------------------------------- runs
+
+def test_a_model_file_of_ones_own(runs, tmp_path, monkeypatch):
+    shutil.copytree(runs / "lstm", tmp_path / "gru")
+    held = data.load_checkpoint(tmp_path / "gru/model.pt")
+    data.save_checkpoint(tmp_path / "gru/model.pt", held | {"model": "gru", "class": "GRU"})
+    with pytest.raises(data.InputError, match="gru.py, which does not lie beside sample.py"):
+        sample.load_model(tmp_path / "gru")
+    text = (ROOT / "lstm.py").read_text().replace("class LSTM", "class GRU")
+    (tmp_path / "gru.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sample, "__file__", str(tmp_path / "sample.py"))
+    model = sample.load_model(tmp_path / "gru")
+    assert type(model).__name__ == "GRU" and not model.training
+    assert model.sample(2, 5).shape == (2, 5, 88)
+    sys.modules.pop("gru")
+
+
+def test_broken_runs_are_one_line(runs, tmp_path, capsys):
+    whole = (runs / "lstm/model.pt").read_bytes()
+    held = data.load_checkpoint(runs / "lstm/model.pt")
+    for name in ("cut", "bytes", "shape", "evil"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "cut/model.pt").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "bytes/model.pt").write_bytes(whole[:5000] + b"x" * 50 + whole[5050:])
+    narrow = held | {"config": held["config"] | {"hidden": 8}}
+    data.save_checkpoint(tmp_path / "shape/model.pt", narrow)
+    data.save_checkpoint(tmp_path / "evil/model.pt", held | {"model": "os", "class": "system"})
+    shutil.copytree(runs / "lstm", tmp_path / "early", ignore=lambda *_: ["model.pt"])
+    for name, says in (("cut", "damaged"), ("bytes", "damaged"), ("shape", "does not fit lstm.py"),
+                       ("evil", "os.py"), ("early", "first validation")):
+        assert call(tmp_path / name, "-n", 1) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and says in said
+
+
+def test_compare(runs, scores, tmp_path, capsys):
+    shutil.copytree(runs / "lstm", tmp_path / "stopped", ignore=lambda *_: ["result.json"])
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/model.pt").write_bytes(b"junk")
+    assert call("--compare", runs / "*", tmp_path / "stopped", tmp_path / "broken", scores,
+                "-n", 4, "--length", 48, "--out", tmp_path) == 0
+    said = capsys.readouterr()
+    for row in ("lstm", "vae", "stopped", "chorales", "chorales, training", "independent keys"):
+        assert f"| {row} |" in said.out
+    assert "unfinished: step 10 of 10" in said.out and "Bach" not in said.out
+    assert "left out" in said.err and "returns" in said.out
+    assert (tmp_path / "compare.md").read_text() == said.out
+    assert (tmp_path / "compare.png").exists() and (tmp_path / "curves.png").exists()
+
+
+# ------------------------------------------------------------------------------------------- style
 
 def test_divergence_of_known_sets():
     assert sample.divergence(Counter("aabb"), Counter("aaabbb")) == pytest.approx(0)
     assert sample.divergence(Counter("aa"), Counter("b")) == pytest.approx(1)
-    entropy = -0.75 * np.log2(0.75) - 0.25 * np.log2(0.25)  # of the mixture of (1/2, 1/2) and (1, 0)
+    entropy = -0.75 * np.log2(0.75) - 0.25 * np.log2(0.25)  # of (1/2, 1/2) and (1, 0) mixed
     assert sample.divergence(Counter("ab"), Counter("a")) == pytest.approx(entropy - 0.5)
-    assert sample.divergence(Counter(), Counter("a")) == 1 and sample.divergence(Counter(), Counter()) == 0
+    assert sample.divergence(Counter(), Counter("a")) == 1
 
 
-def test_style_of_equal_and_of_disjoint_sets(corpus):
-    same = sample.style_distance(corpus.test, sample.style(corpus.test))
-    assert max(same.values()) < 1e-9
+def test_style_of_equal_transposed_and_disjoint_sets(corpus):
+    reference = sample.style(corpus.test)
+    assert max(sample.style_distance(corpus.test, reference).values()) < 1e-9
+    a, b = sample.style(corpus.test[:1]), sample.style([np.roll(corpus.test[0], 5, 1)])
+    assert all(a[name] == b[name] for name in a if name != "pitch")
     low, high = np.zeros((2, 64, 88), bool)
     low[:, 10] = True
     high[::2, [60, 63, 67, 70, 75]] = True
     apart = sample.style_distance([low], sample.style([high]))
-    assert [apart[name] for name in ("pitch", "notes at once", "note length", "chord")] == pytest.approx([1] * 4)
-
-
-def test_style_ignores_the_key(corpus):
-    roll = corpus.test[0]
-    a, b = sample.style([roll]), sample.style([np.roll(roll, 5, 1)])
-    assert a["pitch class"] == b["pitch class"] and a["chord change"] == b["chord change"]
-    assert sample.divergence(a["pitch"], b["pitch"]) < 1e-9 or {p + 12 for p in a["pitch"]} == set(b["pitch"]) \
-        or {p - 12 for p in a["pitch"]} == set(b["pitch"])  # the nearest C may lie an octave off
-
-
-def test_known_keys():
-    scale = np.zeros((7, 88), bool)
-    for t, pitch in enumerate((60, 62, 64, 65, 67, 69, 71)):  # C major, its tonic triad twice as often
-        scale[t, pitch - 21] = True
-    scale = np.concatenate([scale, scale[[0, 2, 4]]])
-    assert sample.tonic(scale) == 0 and sample.tonic(np.roll(scale, 7, 1)) == 7
-    assert sample.tonic(np.zeros((4, 88), bool)) == 0
+    for name in ("pitch", "notes at once", "note length", "chord"):
+        assert apart[name] == pytest.approx(1)
+    assert sample.tonic(np.eye(88, dtype=bool)[[39, 43, 46, 39, 41, 44, 50, 51]]) == 0  # C major
 
 
 def test_shuffled_frames_and_random_notes_stand_apart_from_bach(corpus):
@@ -75,110 +253,52 @@ def test_shuffled_frames_and_random_notes_stand_apart_from_bach(corpus):
     reference = sample.style(corpus.train)
     bach = sample.style_distance(corpus.test, reference)
     shuffled = sample.style_distance([rng.permutation(roll) for roll in corpus.test], reference)
-    assert shuffled["chord change"] > bach["chord change"] + 0.1 and shuffled["note length"] > bach["note length"] + 0.05
-    scale = np.array([k for k in range(20, 60) if (k + 21) % 12 in (0, 2, 4, 5, 7, 9, 11)])
-    noise = np.zeros((2, 128, 88), bool)
-    for frame in noise.reshape(-1, 88):
-        frame[rng.choice(scale, 4, replace=False)] = True
-    assert sample.style_distance(noise, reference)["style"] > shuffled["style"] + 0.1
+    assert shuffled["chord change"] > bach["chord change"] + 0.1
+    assert shuffled["note length"] > bach["note length"] + 0.05
+    noise = sample.style_distance(rng.random((2, 128, 88)) < 0.05, reference)
+    assert noise["style"] > shuffled["style"] + 0.1
+
+
+def chords(*keys):
+    """A roll of these chords, a frame each."""
+    roll = np.zeros((len(keys), 88), bool)
+    for frame, chord in zip(roll, keys):
+        frame[list(chord)] = True
+    return roll
 
 
 def test_hand_made_parallels():
-    def frames(*chords):
-        roll = np.zeros((len(chords), 88), bool)
-        for t, chord in enumerate(chords):
-            roll[t, list(chord)] = True
-        return roll
+    assert sample.parallels([chords((30, 37), (32, 39))]) == 50  # one parallel fifth in two frames
+    assert sample.parallels([chords((30, 42), (28, 40))]) == 50  # an octave
+    assert sample.parallels([chords((30, 49), (32, 51))]) == 50  # a twelfth
+    assert sample.parallels([chords((30, 37), (30, 37), (32, 36))]) == 0  # held, then a third
+    assert sample.parallels([chords((30, 42), (25, 44))]) == 0  # contrary motion
+    assert sample.parallels([chords((30, 37, 42), (32, 39, 44))]) == 100  # a fifth and an octave
 
-    assert sample.parallels([frames((30, 37), (32, 39))]) == 50  # one parallel fifth in two frames
-    assert sample.parallels([frames((30, 42), (28, 40))]) == 50  # an octave
-    assert sample.parallels([frames((30, 49), (32, 51))]) == 50  # a twelfth
-    assert sample.parallels([frames((30, 37), (30, 37), (32, 36))]) == 0  # held, then another interval
-    assert sample.parallels([frames((30, 42), (25, 44))]) == 0  # contrary motion
-    assert sample.parallels([frames((30, 37, 42), (32, 39, 44))]) == 100  # a fifth and an octave; fourths are free
+
+def test_hand_made_returns():
+    a, b, c, d = (30,), (32, 40), (35,), (37,)
+    assert sample.returns(chords(a, b, c, d)) == 0
+    assert sample.returns(chords(a, b, b, c, d, a, a, b, c)) == 4  # a b b c
+    assert sample.returns(chords(a, b, a, b, a, b)) == 2  # (a b) (a b): no overlap
+    assert sample.returns(chords(a, (), a)) == 0  # one held chord
+    assert sample.returns(chords(())) == 0
 
 
 def test_a_planted_quotation_is_found(corpus):
-    training = corpus.train
-    quoted = sample.distinct_frames(training[2])[7:27]  # 20 different chords
-    rng = np.random.default_rng(0)
-    noise = rng.random((30, 88)) < 0.05
+    training = corpus.train[2]
+    training = training[training.any(1)]
+    quoted = training[sample.changes(training)][7:27]  # 20 different chords
+    noise = np.random.default_rng(0).random((30, 88)) < 0.05
     piece = np.concatenate([noise[:15], np.repeat(np.roll(quoted, 3, 1), 2, 0), noise[15:]])
-    found = sample.copied_runs([piece, training[0], noise], training)
-    assert found[0] in (20, 21) and found[1] == len(sample.distinct_frames(training[0])) and found[2] < 5
+    where = sample.positions(corpus.train)
+    assert sample.copied_run(piece, where) in (20, 21) and sample.copied_run(noise, where) < 5
+    every = sample.chord_changes(corpus.train[0])
+    assert sample.copied_run(corpus.train[0], where) == len(every) + 1
 
 
 def test_figures_as_muspy_defines_them():
-    roll = np.zeros((8, 88), bool)
-    roll[0:4, [39, 43, 46]] = True  # C E G for four frames
-    roll[4:6, 40] = True  # then C sharp for two, then silence
-    figures = sample.describe([roll])
-    assert figures == pytest.approx({"silent %": 25, "polyphony": 14 / 6, "range": 7, "pitch classes": 4,
-                                     "scale consistency": 3 / 4})
-
-
-# ------------------------------------------------------------------------------------------------------------- commands
-
-@pytest.mark.skip(reason="sample.py is being rewritten (issue 12)")
-def test_samples_are_written_and_repeatable(run, monkeypatch, tmp_path, capsys):
-    assert call(monkeypatch, run / "lstm", "-n", 2, "--length", 40, "--out", tmp_path / "a") == 0
-    assert call(monkeypatch, run / "lstm", "-n", 2, "--length", 40, "--out", tmp_path / "b", "--no-wav") == 0
-    assert call(monkeypatch, run / "lstm", "-n", 2, "--length", 40, "--out", tmp_path / "b", "--no-wav", "--seed", 1) == 0
-    a, b = ({file.name: file.read_bytes() for file in (tmp_path / part).glob("*.mid")} for part in "ab")
-    assert sorted(a) == ["sample-seed0-01.mid", "sample-seed0-02.mid"] and a == {name: b[name] for name in a} and len(b) == 4
-    assert (tmp_path / "a/sample-seed0-01.wav").stat().st_size > 40 * 0.3 * 22050
-    roll, step = data.midi_to_roll(tmp_path / "a/sample-seed0-01.mid", 0.5)
-    assert len(roll) <= 40
-
-
-@pytest.mark.skip(reason="sample.py is being rewritten (issue 12)")
-def test_prime_and_reconstruct(run, scores, monkeypatch, tmp_path):
-    file = sorted(scores.glob("*.mid"))[0]
-    given, step = data.midi_to_roll(file)
-    assert call(monkeypatch, run / "lstm", "--prime", file, "--length", 8, "-n", 1, "--out", tmp_path, "--no-wav", "--skip-top", 1) == 0
-    out, _ = data.midi_to_roll(tmp_path / f"prime-{file.stem}-seed0-01.mid", step)
-    kept = data.from_voices(data.to_voices(torch.from_numpy(given), 4)).numpy()
-    assert np.array_equal(out[:len(kept)], kept)
-    assert call(monkeypatch, run / "vqvae", "--reconstruct", file, "--out", tmp_path, "--no-wav") == 0
-    assert (tmp_path / f"reconstruct-{file.stem}.mid").exists()
-
-
-@pytest.mark.parametrize("argv, says", [
-    (["lstm", "--melody", "FILE"], "lstm cannot do --melody"), (["lstm", "--reconstruct", "FILE"], "lstm cannot do --reconstruct"),
-    (["vqvae", "--skip-top", "2"], "vqvae cannot do --skip-top; these can: lstm"),
-    (["vqvae", "--interpolate", "FILE", "FILE"], "vqvae cannot do --interpolate"), (["none"], "no such file"),
-    (["lstm", "vqvae"], "give one run folder"), (["lstm", "--prime", "none.mid"], "none.mid"),
-    (["lstm", "--prime", "FILE", "--reconstruct", "FILE"], "exclude each other"), (["lstm", "-n", "0"], "-n")])
-def test_what_cannot_be_done_is_one_line(run, scores, monkeypatch, capsys, argv, says, tmp_path):
-    file = str(sorted(scores.glob("*.mid"))[0])
-    argv = [file if a == "FILE" else str(run / a) if a in ("lstm", "vqvae", "none") else a for a in argv]
-    assert call(monkeypatch, *argv, "--out", tmp_path / "out") == 2
-    said = capsys.readouterr().err
-    assert says in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
-
-
-def test_broken_models_are_one_line(run, monkeypatch, tmp_path, capsys):
-    held = data.load_checkpoint(run / "lstm" / "model.pt")
-    whole = (run / "lstm" / "model.pt").read_bytes()
-    for name, content in (("cut", whole[:len(whole) // 2]), ("bytes", whole[:5000] + b"x" * 50 + whole[5050:])):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.pt").write_bytes(content)
-    data.save_checkpoint(tmp_path / "shape.pt", held | {"config": held["config"] | {"hidden": 32}})
-    data.save_checkpoint(tmp_path / "evil.pt", held | {"model": "os"})
-    for name in ("shape", "evil"):
-        (tmp_path / name).mkdir()
-        (tmp_path / f"{name}.pt").rename(tmp_path / name / "model.pt")
-    for name in ("cut", "shape", "evil"):
-        assert call(monkeypatch, tmp_path / name, "-n", 1) == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1 and "model.pt" in said
-
-
-def test_compare(run, monkeypatch, capsys, tmp_path):
-    (run / "broken").mkdir()
-    (run / "broken" / "model.pt").write_bytes(b"junk")
-    assert call(monkeypatch, "--compare", run / "lstm", run / "vqvae", run / "broken", "-n", 4, "--length", 48, "--out", tmp_path) == 0
-    said = capsys.readouterr()
-    assert "| lstm |" in said.out and "| vqvae |" in said.out and "| Bach (training) |" in said.out
-    assert "left out" in said.err and (tmp_path / "compare.md").read_text() == said.out[:-1]
-    assert (tmp_path / "compare.png").exists() and (tmp_path / "curves.png").exists()
+    roll = chords(*[(39, 43, 46)] * 4, (40,), (40,), (), ())  # C E G four times, C sharp twice
+    assert sample.describe([roll]) == pytest.approx({
+        "silent %": 25, "polyphony": 14 / 6, "range": 7, "pitch classes": 4,
+        "scale consistency": 3 / 4})
