@@ -1,29 +1,19 @@
-"""A hierarchical recurrent variational autoencoder of windows of music (section 5.3 of the paper, after MusicVAE).
+"""A hierarchical recurrent variational autoencoder (section 5.3 of the paper, after MusicVAE).
 
-As vae.py, but the decoder has two levels. A window of N frames is U segments of S frames; a conductor LSTM reads z and
-gives an embedding of each segment, and the lower LSTM starts afresh from each:
+As vae.py, but the decoder has two levels: a conductor LSTM reads z and gives an embedding of each
+of the U segments; the lower LSTM starts afresh from each embedding and writes S frames:
 
-    q(z | x) = N(mu(x), diag sigma(x)^2)            encoder: bidirectional LSTM, one linear layer to mu and log sigma^2
-    z = mu + sigma * epsilon,  epsilon ~ N(0, I)    the reparametrisation trick
-    e_1, ..., e_U = conductor(z)                    (H) each
-    h_t = LSTM(x_t', e_u)                           x_t': the frames of segment u before t, and the last one before u
-    p(x_t | x_<t, z) = prod_v softmax(W h_t)_v [symbol of voice v in x_t]
-    -log p(x) <= E_q [- sum_t log p(x_t | x_<t, z)] + KL(q(z | x) || N(0, I))      reconstruction + KL: the bound
+    e_1, ..., e_U = conductor(z)                   (H) each
+    h_t = LSTM(x_t', e_u)                          x_t': the frames of segment u before t, and the
+                                                   last one before u
+What reaches beyond S frames must go through z. In training all segments are one LSTM call.
 
-What reaches beyond S frames must go through z. In training all segments of a batch are one LSTM call.
+    python hvae.py                          # default run
+    python hvae.py --paper --voices 1       # the paper's; --rec-mean: as its code had it
 
-    python hvae.py                                                             # default run: music from N(0, I)
-    python hvae.py --beta 0.3 --free-nats 0 --drop 1 --latent 256              # faithful reconstruction
-    python hvae.py --paper --voices 1                                          # the paper's; --rec-mean: as its code had it
-
-Differences from the paper, whose latents collapsed (KL to 0: the decoder did not listen to z):
-- The bound is a sum over frames, voices and dimensions. The study's code averaged the reconstruction over notes and
-  summed the KL, which weighs the KL N times too much: --rec-mean shows what comes of it.
-- Free nats: the KL costs nothing below 16 nats a window, so z is in use before the decoder has learned to do without.
-- Each frame of the window has its own linear view of z, read by the conductor, and joined with the embedding to the
-  lower LSTM's input and output; the encoder's mu and sigma read every frame, not the last states alone.
-- True frames, some of them blanked (--drop), instead of the decoder's own softmax: one LSTM call, and faster learning.
-- Four voices, transposed windows, AdamW with a schedule: as in lstm.py.
+New against vae.py, all in HVAE: conductor and restart in __init__, plan (from z to each segment's
+state and views), at, the reshaping in frame_nll, a restart every S frames in decode; windows and
+segments are longer. All else is vae.py's, line for line; so are the differences from the paper.
 """
 
 import math
@@ -36,187 +26,260 @@ from torch.nn import functional as F
 
 import data
 
+SPAN = 24  # semitones: the largest interval that the heads tell apart
+
+
+def relative(scores, symbol):
+    """Scores of intervals from a symbol (..., 2 * SPAN + 1), -SPAN first -> scores of all symbols
+    (..., 89): none for the rest, none at all where the symbol (...) is a rest."""
+    symbols = torch.arange(data.SYMBOLS, device=symbol.device)
+    steps = (symbols - symbol[..., None]).clamp(-SPAN, SPAN) + SPAN
+    return scores.gather(-1, steps) * ((symbols > 0) & (symbol[..., None] > 0))
+
+
+class Heads(nn.Module):
+    """The voices of a frame, chosen one after the other, outer voices first, a head each.
+
+    A head scores symbols, intervals from its voice's last note and from each chosen voice, and the
+    note that would move in parallel with a chosen voice, by the interval between the two. Notes
+    that cross or double a chosen voice get no mass, so the likelihood of a frame is exact.
+    """
+
+    def __init__(self, voices, inputs, hidden, dropout):
+        super().__init__()
+        self.order = [0, voices - 1, *range(1, voices - 1)][:voices]
+        self.pitch = nn.Embedding(data.SYMBOLS, 32)
+        self.sizes = [[data.SYMBOLS, 2 * SPAN + 1, *[2 * SPAN + 1, 12] * i] for i in range(voices)]
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(inputs + 32 * i, hidden), nn.ReLU(), nn.Dropout(dropout),
+                          nn.Linear(hidden, sum(sizes))) for i, sizes in enumerate(self.sizes))
+
+    def logits(self, i, x, last, voices):
+        """Logits (B, T, 89) of the i-th voice in order, from what the decoder knows, x (B, T, .),
+        the voices of the frame before, last (B, T, V), and the chosen ones in voices (B, T, V)."""
+        v, chosen = self.order[i], self.order[:i]
+        x = torch.cat([x, *(self.pitch(voices[..., u]) for u in chosen)], -1)
+        logits, motion, *pairs = self.heads[i](x).split(self.sizes[i], -1)
+        logits = logits + relative(motion, last[..., v])
+        for u, harmony, parallel in zip(chosen, pairs[::2], pairs[1::2]):
+            now, then, own = voices[..., u], last[..., u], last[..., v]
+            along = (own + now - then).clamp(0, data.KEYS)  # the note that keeps the interval
+            moves = (now > 0) & (then > 0) & (own > 0) & (now != then)
+            score = parallel.gather(-1, ((then - own) % 12)[..., None]) * moves[..., None]
+            logits = (logits + relative(harmony, now)).scatter_add(-1, along[..., None], score)
+        if i:
+            symbols = torch.arange(data.SYMBOLS, device=x.device)
+            above = voices[..., 0 if i == 1 else v - 1, None]  # where it rests, so does this voice
+            below = voices[..., -1:] if i > 1 else torch.zeros_like(above)
+            fits = (symbols < above) & (symbols > below) & ((i != 2) | (below > 0))
+            logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)
+        return logits
+
+    def draw(self, x, last, generator=None, temperature=1.0, top_p=1.0):
+        """The voices of frames, drawn: (B, T, V)."""
+        voices = torch.zeros_like(last)
+        for i, v in enumerate(self.order):
+            logits = self.logits(i, x, last, voices)
+            voices[..., v] = data.sample_symbols(logits, generator, temperature, top_p)
+        return voices
+
 
 class Encoder(nn.Module):
     """q(z | x): frames (B, T, 88), mask (B, T), T <= window -> mu, log sigma^2, each (B, Z).
 
-    features: numbers that each frame hands to mu and sigma; 0: the LSTM's two last states do (the paper's).
+    A linear layer reads each segment. The cosine transform over segments turns what the U segments
+    have in common, as the key, into one number instead of U: cheaper to say, and agreed among
+    segments when z is drawn from N(0, I). features 0: the LSTM's two last states (the paper's).
     """
 
-    def __init__(self, window, hidden, latent, features):
+    def __init__(self, window, segment, hidden, latent, features):
         super().__init__()
-        self.window = window
+        self.window, self.segments = window, window // segment if features else 1
         self.lstm = nn.LSTM(data.KEYS, hidden, batch_first=True, bidirectional=True)
+        for weight in (self.lstm.weight_ih_l0, self.lstm.weight_ih_l0_reverse):
+            nn.init.normal_(weight, std=0.5)  # four of 88 inputs are on; PyTorch expects all
         self.reduce = nn.Linear(2 * hidden + data.KEYS, features) if features else None
-        self.out = nn.Linear(window * features if features else 2 * hidden, 2 * latent)
+        self.out = nn.Linear(segment * features or 2 * hidden, 2 * latent // self.segments)
+        self.bias = nn.Parameter(torch.zeros(self.segments, 2 * latent // self.segments))
+        u = torch.arange(self.segments)
+        waves = (math.pi / len(u) * (u + 0.5) * u[:, None]).cos() * (2 / len(u)) ** 0.5
+        waves[0] /= 2 ** 0.5  # now orthonormal
+        self.register_buffer("waves", waves, persistent=False)  # (U, U), slowest first
 
     def forward(self, frames, mask):
-        frames = F.pad(frames * mask[..., None], (0, 0, 0, self.window - frames.shape[1]))  # (B, N, 88)
+        frames = F.pad(frames * mask[..., None], (0, 0, 0, self.window - frames.shape[1]))
         h, (last, _) = self.lstm(frames)  # (B, N, 2E), (2, B, E)
-        if self.reduce:
-            h = self.reduce(torch.cat([h, frames], -1)).relu().flatten(1)  # (B, N * features)
-        else:
-            h = last.transpose(0, 1).flatten(1)  # (B, 2E)
-        return self.out(h).chunk(2, -1)
+        h = self.reduce(torch.cat([h, frames], -1)).relu() if self.reduce else last.transpose(0, 1)
+        shares = self.out(h.reshape(len(frames), self.segments, -1))  # (B, U, 2 Z / U)
+        mu, logvar = (self.waves @ shares + self.bias).chunk(2, -1)
+        return mu.flatten(1), logvar.flatten(1)
 
 
 class HVAE(nn.Module):
-    """Encoder, conductor and lower LSTM.
+    """Encoder, conductor, lower LSTM, heads.
 
-    voices: V; window: N; segment: S, U = N / S; hidden: units of conductor and lower LSTM, the encoder has half of them
-    each way; latent: Z; features: numbers a frame between LSTMs and z, 0 for the paper's wiring; dropout: on the
-    decoder's output; feed: "teacher", true frames, or "softmax", the decoder's own; drop: share of true frames blanked
-    in training, 1: in decoding too; beta: weight of the KL; free_nats: KL a window that costs nothing; rec_mean: average
-    the reconstruction over notes.
+    voices: V; window: N; segment: S; hidden: units of conductor and lower LSTM, the encoder
+    has half of them each way; latent: Z; features: numbers per frame between LSTMs and z, 0 for the
+    paper's wiring; dropout: before and in the heads; the others: as the flags in main.
     """
 
-    def __init__(self, voices=4, window=32, segment=4, hidden=256, latent=128, features=64, dropout=0.3, feed="teacher",
-                 drop=0.1, beta=1.0, free_nats=16.0, rec_mean=False):
+    def __init__(self, voices=4, window=64, segment=16, hidden=256, latent=256, features=64,
+                 dropout=0.4, feed="teacher", drop=1.0, beta=0.9, free_nats=0.0, rec_mean=False):
         super().__init__()
-        if window % segment:
-            raise data.InputError(f"--segment {segment} does not divide --window {window}: a window is whole segments")
-        if not latent + features:
-            raise data.InputError("--latent 0 with --features 0 leaves the conductor nothing to read; give one of them")
-        self.voices, self.window, self.segment, self.latent, self.features = voices, window, segment, latent, features
-        self.feed, self.drop, self.beta, self.free_nats, self.rec_mean = feed, drop, beta, free_nats, rec_mean
+        if window % segment or (features and latent % (window // segment)):
+            raise data.InputError(f"--segment {segment} must divide --window {window}, and the "
+                                  f"number of segments --latent {latent}")
+        self.voices, self.window, self.latent, self.features = voices, window, latent, features
+        self.segment = segment
+        self.feed, self.drop, self.beta = feed, drop, beta
+        self.free_nats, self.rec_mean = free_nats, rec_mean
         warnings.filterwarnings("ignore", "Initializing zero-element")  # --latent 0, --features 0
-        self.encode = Encoder(window, (hidden + 1) // 2, latent, features)
+        self.encode = Encoder(window, segment, (hidden + 1) // 2, latent, features)
+        segments = self.encode.segments
+        self.gain = nn.Parameter(torch.ones(segments, latent // segments))  # 0: a wave not in use
         self.start = nn.Parameter(torch.zeros(data.KEYS))  # stands for the frame before the first
         self.first = nn.Linear(latent, 2 * hidden)
-        self.views = nn.Linear(latent, window * features)
-        self.conductor = nn.LSTM(latent + segment * features, hidden, batch_first=True)
+        self.conductor = nn.LSTM(latent // segments, hidden, batch_first=True)
         self.restart = nn.Linear(hidden, 2 * hidden)
-        self.context = nn.Linear(hidden, segment * features) if features else None
-        self.lstm = nn.LSTM(data.KEYS + (features or hidden), hidden, batch_first=True)
+        self.views = nn.Linear(latent // segments + hidden, segment * features)
+        views = features or hidden
+        self.lstm = nn.LSTM(data.KEYS + views, hidden, batch_first=True)
+        nn.init.normal_(self.lstm.weight_ih_l0[:, :data.KEYS], std=0.5)
         self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(hidden + features, voices * data.SYMBOLS)
+        self.heads = Heads(voices, hidden + views, hidden // 2, dropout)
 
     def plan(self, z):
-        """z (B, Z) -> each segment's first state, two of (B, U, H), and what z says to each frame, (B, N, F)."""
+        """z (B, Z) -> each segment's first state, two of (B, U, H), and what z says to each frame,
+        (B, N, features); of the paper's wiring the embedding itself, (B, N, H)."""
         h, c = self.first(z)[None].chunk(2, -1)
-        segments = self.window // self.segment
-        views = self.views(z).view(len(z), segments, self.segment * self.features)
-        again = z[:, None].expand(-1, segments, -1)  # (B, U, Z)
-        e, _ = self.conductor(torch.cat([again, views], -1), (h.tanh().contiguous(), c.contiguous()))  # (B, U, H)
+        shares = self.encode.waves.T @ (z.view(len(z), *self.gain.shape) * self.gain)
+        shares = shares.expand(-1, self.window // self.segment, -1)  # (B, U, Z / U)
+        e, _ = self.conductor(shares, (h.tanh().contiguous(), c.contiguous()))  # (B, U, H)
+        views = e.repeat_interleave(self.segment, 1)
         if self.features:
-            context = (views + self.context(e)).view(len(z), self.window, -1)
-        else:
-            context = e.repeat_interleave(self.segment, 1)  # the paper's: the embedding itself
+            views = self.views(torch.cat([shares, e], -1)).view(len(z), self.window, -1)
         h, c = self.restart(e).chunk(2, -1)
-        return (h.tanh(), c), context
-
-    def logits(self, previous, context, state):
-        """previous frames (B, T, 88), context (B, T, F), state -> logits (B, T, V, 89) and the next state."""
-        if self.drop == 1:
-            previous = torch.zeros_like(previous)
-        h, state = self.lstm(torch.cat([previous, context], -1), state)  # (B, T, H)
-        h = torch.cat([self.dropout(h), context[..., :self.features]], -1)
-        return self.out(h).unflatten(-1, (self.voices, data.SYMBOLS)), state
+        return (h.tanh(), c), views
 
     def at(self, states, t):
         """The state from which the segment of frame t starts, two of (1, B, H)."""
         return tuple(part[:, t // self.segment][None].contiguous() for part in states)
 
-    def soft_frame(self, logits):
-        """The decoder's own softmax as a frame: the chance that some voice has the key, (..., V, 89) -> (..., 88)."""
-        return 1 - (1 - logits.softmax(-1)[..., 1:]).prod(-2)
+    def read(self, previous, views, state):
+        """Frames (B, T, 88), each the one before, views of z (B, T, features), state -> what the
+        heads know (B, T, H + features), and the next state."""
+        h, state = self.lstm(torch.cat([previous, views], -1), state)  # (B, T, H)
+        return torch.cat([self.dropout(h), views], -1), state
+
+    def soft_frame(self, x, last):
+        """The decoder's own softmax as a frame: the chance that some voice has the key, given the
+        likeliest voices before it, (B, T, 88)."""
+        voices = self.heads.draw(x, last, temperature=0)
+        chances = (self.heads.logits(i, x, last, voices).softmax(-1) for i in range(self.voices))
+        return 1 - math.prod(1 - chance[..., 1:] for chance in chances)
 
     def frame_nll(self, frames, mask, z):
         """-log p(x_t | x_<t, z) of each frame, summed over voices: (B, T) nats, 0 if masked."""
-        states, context = self.plan(z)
-        previous = self.start.expand(len(frames), 1, -1)
+        states, views = self.plan(z)
+        voices, length = data.to_voices(frames, self.voices), frames.shape[1]
+        previous, last = self.start.expand(len(frames), 1, -1), F.pad(voices[:, :-1], (0, 0, 1, 0))
         if self.feed == "softmax":
-            logits = []
-            for t in range(frames.shape[1]):
+            x, last = [], torch.zeros_like(last)
+            for t, view in enumerate(views[:, :length].split(1, 1)):
                 state = self.at(states, t) if t % self.segment == 0 else state
-                step, state = self.logits(previous, context[:, t:t + 1], state)
-                logits.append(step)
-                previous = self.soft_frame(step)
-            logits = torch.cat(logits, 1)
+                now, state = self.read(previous, view, state)
+                x, previous = [*x, now], self.soft_frame(now, last[:, :1])
+            x = torch.cat(x, 1)
         else:
-            previous = torch.cat([previous, frames[:, :-1]], 1)
-            if self.training:
-                previous = previous * (torch.rand(previous.shape[:2], device=frames.device) >= self.drop)[..., None]
-            previous = F.pad(previous, (0, 0, 0, self.window - frames.shape[1]))
-            segments = [part.reshape(-1, self.segment, part.shape[-1]) for part in (previous, context)]  # (B * U, S, ...)
-            logits, _ = self.logits(*segments, tuple(part.flatten(0, 1)[None] for part in states))
-            logits = logits.view(len(frames), self.window, *logits.shape[2:])[:, :frames.shape[1]]
-        target = data.to_voices(frames, self.voices)  # (B, T, V)
-        return F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none").view_as(target).sum(-1) * mask
+            share = self.drop * torch.rand_like(mask[:, :1]) if self.training else 0.0
+            seen = (torch.rand_like(mask) >= share)[..., None]  # of each window its own share
+            previous, last = torch.cat([previous, frames[:, :-1]], 1) * seen, last * seen
+            previous = F.pad(previous, (0, 0, 0, self.window - length))
+            parts = [part.reshape(-1, self.segment, part.shape[-1]) for part in (previous, views)]
+            state = tuple(part.flatten(0, 1)[None].contiguous() for part in states)
+            x, _ = self.read(*parts, state)  # (B * U, S, H + views)
+            x = x.view(len(frames), self.window, -1)[:, :length]
+        return mask * sum(
+            F.cross_entropy(self.heads.logits(i, x, last, voices).transpose(1, 2), voices[..., v],
+                            reduction="none") for i, v in enumerate(self.heads.order))
 
     def posterior(self, frames, mask):
-        """z drawn from q(z | x), and KL(q(z | x) || N(0, I)) of each of its dimensions in nats: (B, Z) each."""
+        """z drawn from q(z | x), and its dimensions' KL(q(z | x) || N(0, I)), (B, Z) each."""
         mu, logvar = self.encode(frames, mask)
-        return mu + (logvar / 2).exp() * torch.randn_like(mu), (mu ** 2 + logvar.exp() - 1 - logvar) / 2
+        z = mu + (logvar / 2).exp() * torch.randn_like(mu)
+        return z, (mu ** 2 + logvar.exp() - 1 - logvar) / 2
 
     def nll(self, frames, mask):
-        """Upper bound on the negative log-likelihood of each window in nats, with one z drawn: (B,)."""
+        """Upper bound on -log p of each window in nats, with one z drawn: (B,)."""
         z, kl = self.posterior(frames, mask)
         return self.frame_nll(frames, mask, z).sum(1) + kl.sum(1)
 
     def log_weights(self, frames, mask, samples):
-        """log p(x, z) / q(z | x) of `samples` draws from q: (samples, B). Their mean is a lower bound on log p(x), the
-        log of the mean of their exponentials a tighter one (Burda et al. 2016)."""
+        """log p(x, z) / q(z | x) of `samples` draws from q: (samples, B). Their mean is a lower
+        bound on log p(x), the log of their exponentials' mean a tighter one (Burda et al. 2016)."""
         mu, logvar = self.encode(frames, mask)
-        weights = []
-        for _ in range(samples):
-            noise = torch.randn_like(mu)
-            z = mu + (logvar / 2).exp() * noise
-            ratio = (noise ** 2 + logvar - z ** 2).sum(1) / 2  # log p(z) - log q(z | x)
-            weights.append(ratio - self.frame_nll(frames, mask, z).sum(1))
-        return torch.stack(weights)
+        noise = torch.randn(samples, *mu.shape, device=mu.device, dtype=mu.dtype)
+        z = mu + (logvar / 2).exp() * noise  # (samples, B, Z)
+        ratio = (noise ** 2 + logvar - z ** 2).sum(-1) / 2  # log p(z) - log q(z | x)
+        return ratio - torch.stack([self.frame_nll(frames, mask, one).sum(1) for one in z])
 
     def forward(self, frames, mask):
-        """frames (B, T, 88), mask (B, T) -> loss in nats a frame, and its parts for the log."""
+        """frames (B, T, 88), mask (B, T) -> loss in nats per frame, and its parts for the log."""
         z, kl = self.posterior(frames, mask)
-        nll, kl = self.frame_nll(frames, mask, z).sum(), kl.sum(1).mean()  # nats of the batch, nats a window
-        if self.rec_mean:
-            loss = nll / mask.sum() / self.voices + self.beta * kl
-        else:
-            loss = (nll + self.beta * kl.clamp(min=self.free_nats) * len(frames)) / mask.sum()
-        return loss, {"reconstruction": nll.detach() / mask.sum(), "kl": kl.detach()}
+        nll, kl = self.frame_nll(frames, mask, z).sum() / mask.sum(), kl.sum(1).mean()
+        loss = nll + self.beta * kl.clamp(min=self.free_nats) * len(frames) / mask.sum()
+        if self.rec_mean:  # as the study's code: nats per note, but per window
+            loss = nll / self.voices + self.beta * kl
+        return loss, {"reconstruction": nll.detach(), "kl": kl.detach()}
 
     @data.sampling()
     def decode(self, z, length=None, generator=None, temperature=1.0, top_p=1.0, past=None):
-        """Latents (n, Z) -> bool (n, length, 88), the decoder reading what it wrote; length: a window, or less.
+        """Latents (n, Z) -> bool (n, length, 88), the decoder reading what it wrote; length: a
+        window, or less; past: bool (n, P, 88), the first frames, where they are given.
 
-        temperature 0 takes the likeliest symbols. past: bool (n, P, 88), the window's first frames if they are given;
-        the result begins with them.
+        temperature 0 takes the likeliest notes; after training with whole windows blanked (drop 1)
+        given z alone, since the decoder's own guesses would lead it astray.
         """
-        states, context = self.plan(z)
-        frame, roll = self.start.expand(len(z), 1, -1), []
-        for t in range(length or self.window):
+        (states, views), alone = self.plan(z), temperature == 0 and self.drop == 1
+        frame, roll = self.start.expand(len(z), 1, -1) * (not alone), []
+        last = torch.zeros(len(z), 1, self.voices, dtype=torch.long, device=z.device)
+        for t, view in enumerate(views[:, :length].split(1, 1)):
             state = self.at(states, t) if t % self.segment == 0 else state
-            logits, state = self.logits(frame, context[:, t:t + 1], state)
+            x, state = self.read(frame, view, state)
+            voices = self.heads.draw(x, last, generator, temperature, top_p)
             if past is not None and t < past.shape[1]:
-                roll.append(past[:, t:t + 1])
-            else:
-                roll.append(data.from_voices(data.sample_voices(logits, generator, temperature, top_p)))  # (n, 1, 88)
-            frame = self.soft_frame(logits) if self.feed == "softmax" else roll[-1].float()
+                voices = data.to_voices(past[:, t:t + 1], self.voices)
+            roll.append(data.from_voices(voices))  # (n, 1, 88)
+            if self.feed == "softmax":
+                frame = self.soft_frame(x, last)
+            elif not alone:
+                frame, last = roll[-1].float(), voices
         return torch.cat(roll, 1)
 
     @data.sampling()
-    def sample(self, n, length, generator=None, temperature=1.0, top_p=0.9, prime=None, walk=0.5):
-        """n new pieces as bool (n, length, 88), z drawn from N(0, I); with prime, a bool (T, 88) roll, what follows it.
+    def sample(self, n, length, generator=None, temperature=1.0, top_p=0.8, prime=None, walk=0.3):
+        """n new pieces as bool (n, length, 88), z drawn from N(0, I); with prime, a bool (T, 88)
+        roll, what follows it, z drawn from q(z | its last window).
 
-        Beyond one window, z takes a step of a random walk that keeps N(0, I), and the next window begins with the last
-        quarter of what is written. With a prime, the walk sets out from q(z | the prime's last window).
+        Each window is written twice, from z and from q(z | the first draft), which lies where music
+        lies (a step of Gibbs sampling). Then z takes a step of a random walk that keeps N(0, I),
+        and the next window begins with the last quarter of what is written.
         """
         def noise():
-            """n draws from N(0, I): (n, Z)."""
             return torch.randn(n, self.latent, generator=generator, device=self.start.device)
 
+        def encoded(frames):
+            mu, logvar = self.encode(frames.float(), torch.ones_like(frames[..., 0]).float())
+            return mu + (logvar / 2).exp() * noise()
+
         self.eval()
-        z, given = noise(), 0
-        roll = torch.zeros(n, 0, data.KEYS, dtype=torch.bool, device=self.start.device)
-        if prime is not None and len(prime):
-            roll = torch.as_tensor(prime, device=self.start.device).bool().expand(n, -1, -1)
-            given, last = len(prime), roll[:1, -self.window:].float()
-            mu, logvar = self.encode(last, torch.ones_like(last[..., 0]))
-            z = (1 - walk ** 2) ** 0.5 * (mu + (logvar / 2).exp() * z) + walk * noise()
+        prime = torch.zeros(0, data.KEYS) if prime is None else torch.as_tensor(prime)
+        roll, given = prime.to(self.start.device).bool().expand(n, -1, -1), len(prime)
+        z = encoded(roll[:, -self.window:]) if given else noise()
         while roll.shape[1] < given + length:
             past = roll[:, max(0, roll.shape[1] - self.window // 4):]
-            new = self.decode(z, None, generator, temperature, top_p, past)
+            draft = self.decode(z, None, generator, temperature, top_p, past)
+            new = self.decode(encoded(draft), None, generator, temperature, top_p, past)
             roll = torch.cat([roll, new[:, past.shape[1]:]], 1)
             z = (1 - walk ** 2) ** 0.5 * z + walk * noise()
         return roll[:, given:given + length]
@@ -224,32 +287,30 @@ class HVAE(nn.Module):
 
 @torch.no_grad()
 def evaluate(model, pieces, samples=0):
-    """Figures on held-out pieces (bool arrays (T, 88)), over windows that tile them: the bound (nll) and its halves,
-    reconstruction in nats a frame and kl in nats a window; nats a sounding note; dimensions of z with a mean KL above
-    0.1 nat; F1 of the notes rebuilt from mu, and of each window's last eight frames; with samples, the
-    importance-weighted bound with so many."""
+    """Figures on held-out pieces (bool (T, 88)), over windows that tile them: the bound (nll) in
+    nats per frame and per note; kl in nats per window; used_dims, with a mean KL above 0.1 nat; F1
+    of the notes rebuilt from mu, and of windows' last quarters; the bound of `samples` weights."""
     model.eval()
     device = model.start.device
     windows = data.Windows(pieces, model.window, device, hop=model.window)
     nll = weighted = torch.zeros((), device=device)
-    kl, (hits, cells) = torch.zeros(model.latent, device=device), torch.zeros(2, 2, device=device)
+    kl, hits = torch.zeros(model.latent, device=device), torch.zeros(2, model.window, device=device)
     for frames, mask in windows.chunks(64):
         z, dims = model.posterior(frames, mask)
         nll, kl = nll + model.frame_nll(frames, mask, z).sum(), kl + dims.sum(0)
         rebuilt = model.decode(model.encode(frames, mask)[0], temperature=0) * mask[..., None]
-        for i, part in enumerate((slice(None), slice(-8, None))):
-            hits[i] += 2 * (rebuilt * frames)[:, part].sum()
-            cells[i] += (rebuilt + frames)[:, part].sum()
+        hits = hits + torch.stack([2 * rebuilt * frames, rebuilt + frames]).sum((1, 3))  # (2, N)
         if samples:
             weights = model.log_weights(frames, mask, samples)
             weighted = weighted + (math.log(samples) - weights.logsumexp(0)).sum()
     model.train()
-    count, bound = sum(len(piece) for piece in pieces), (nll + kl.sum()).item()
-    figures = {"nll": bound / count, "nll_per_note": bound / sum(int(piece.sum()) for piece in pieces),
-               "reconstruction": nll.item() / count, "kl": kl.sum().item() / len(windows),
-               "used_dims": float((kl / len(windows) > 0.1).sum()), "note_f1": (hits / cells.clamp(min=1))[0].item(),
-               "note_f1_end": (hits / cells.clamp(min=1))[1].item()}
-    return {**figures, f"nll_iw{samples}": weighted.item() / count} if samples else figures
+    count, notes = sum(map(len, pieces)), sum(int(piece.sum()) for piece in pieces)
+    bound, kl = (nll + kl.sum()).item(), kl / len(windows)
+    f1, f1_end = (h[0] / h[1] for h in (hits.sum(1), hits[:, -(model.window // 4):].sum(1)))
+    weighted = {f"nll_iw{samples}": weighted.item() / count} if samples else {}
+    return {"nll": bound / count, "nll_per_note": bound / notes, "kl": kl.sum().item(),
+            "reconstruction": nll.item() / count, "used_dims": (kl > 0.1).sum().item(),
+            "note_f1": f1.item(), "note_f1_end": f1_end.item(), **weighted}
 
 
 def train(args):
@@ -275,7 +336,8 @@ def train(args):
         run.add(parts, mask)
         if step % args.eval_every == 0 or step == args.steps:
             valid = evaluate(model, corpus.valid)
-            run.log(args.steps, valid, best=valid["reconstruction"] + args.beta * (valid["nll"] - valid["reconstruction"]))
+            loss = args.beta * valid["nll"] + (1 - args.beta) * valid["reconstruction"]
+            run.log(args.steps, valid, best=loss)
 
     run.load_best()
     run.finish(evaluate(model, corpus.test, samples=64))
@@ -284,38 +346,37 @@ def train(args):
 def main(argv=None):
     parser = data.Parser(__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--data", help="folder of .mid or .midi files, searched below (default: Bach from music21)")
-    add("--time-step", type=data.note_value, help="time step of all pieces, such as 1/16 (default: each piece its own)")
-    add("--voices", type=data.voice_count, default=4, help="notes at once; 1 is the top note alone")
-    add("--window", type=data.positive_int, default=32, help="frames of a window, N")
-    add("--segment", type=data.positive_int, default=4, help="frames the lower LSTM writes from an embedding, S")
-    add("--transpose", type=int, choices=[0, 1], default=1, help="1 moves training windows by -6..+5 semitones")
+    add("--data", help="folder of MIDI files, searched below (default: music21's Bach)")
+    add("--time-step", type=data.note_value, help="of all pieces, as 1/16 (default: each its own)")
+    add("--voices", type=data.voice_count, default=4, help="notes at once; 1 is the top note")
+    add("--window", type=data.positive_int, default=64, help="frames of a window, N")
+    add("--transpose", type=int, choices=[0, 1], default=1, help="1 moves windows -6..+5 semitones")
     add("--out", default="runs/hvae", help="run folder")
-    add("--steps", type=data.positive_int, default=6000, help="training steps")
-    add("--batch", type=data.positive_int, default=32, help="windows a step")
+    add("--steps", type=data.positive_int, default=3000, help="training steps")
+    add("--batch", type=data.positive_int, default=16, help="windows per step")
     add("--lr", type=data.positive, default=5e-3, help="highest learning rate")
-    add("--seed", type=data.natural, default=0, help="seed of weights, batches and samples")
-    add("--device", type=data.device_name, default="auto", help="cpu, cuda, cuda:1; auto takes cuda where there is one")
-    add("--eval-every", type=data.positive_int, default=200, help="steps between log lines, validations, checkpoints")
-    add("--resume", action="store_true", help="go on with the run in --out; its schedule is for --steps from there")
-    add("--force", action="store_true", help="replace a run that --out holds")
-    add("--hidden", type=data.positive_int, default=256, help="units of both LSTMs; the encoder has half each way")
-    add("--latent", type=data.natural, default=128, help="dimensions of z; 0 trains the decoder alone")
-    add("--features", type=data.natural, default=64, help="numbers a frame between LSTMs and z; 0 is the paper's wiring")
-    add("--dropout", type=data.dropout, default=0.3, help="share of the decoder's outputs dropped in training")
-    add("--feed", choices=["teacher", "softmax"], default="teacher", help="what the decoder reads: true frames or its own")
-    add("--drop", type=data.probability, default=0.1, help="share of true frames blanked; with 1 the decoder never reads")
-    add("--beta", type=data.non_negative, default=1.0, help="weight of the KL; 1 is the bound, less rebuilds better")
-    add("--anneal", type=data.natural, default=300, help="steps over which beta rises from 0")
-    add("--free-nats", type=data.non_negative, default=16.0, help="KL a window that costs nothing")
-    add("--rec-mean", action="store_true", help="average the reconstruction over notes, as the study's code did")
-    add("--weight-decay", type=data.non_negative, default=0.0, help="AdamW's decoupled weight decay")
+    add("--seed", type=data.natural, default=0, help="of weights, batches and samples")
+    add("--device", type=data.device_name, default="auto", help="cpu or cuda; auto: cuda if any")
+    add("--eval-every", type=data.positive_int, default=250, help="steps between checkpoints")
+    add("--resume", action="store_true", help="go on with the run in --out, with its own flags")
+    add("--force", action="store_true", help="replace the run in --out")
+    add("--segment", type=data.positive_int, default=16, help="frames per embedding, S")
+    add("--hidden", type=data.positive_int, default=256, help="units of both LSTMs")
+    add("--latent", type=data.positive_int, default=256, help="numbers in z")
+    add("--features", type=data.natural, default=64, help="between LSTMs and z; 0: the paper's")
+    add("--dropout", type=data.dropout, default=0.4, help="before and in the heads")
+    add("--feed", choices=["teacher", "softmax"], default="teacher", help="true frames or its own")
+    add("--drop", type=data.probability, default=1.0, help="largest share of true frames blanked")
+    add("--beta", type=data.non_negative, default=0.9, help="weight of the KL; less: z holds more")
+    add("--anneal", type=data.natural, default=1000, help="steps over which beta rises from 0")
+    add("--free-nats", type=data.non_negative, default=0.0, help="KL per window that costs nothing")
+    add("--rec-mean", action="store_true", help="average the reconstruction over notes")
+    add("--weight-decay", type=data.non_negative, default=0.1, help="AdamW's decoupled decay")
     add("--clip", type=data.positive, default=1.0, help="largest norm of the gradient")
-    add("--paper", action="store_true", help="the paper's training: --hidden 512 --latent 32 --features 0 --dropout 0 "
-        "--feed softmax --drop 0 --anneal 0 --free-nats 0 --lr 1e-3, where these are not given")
+    add("--paper", action="store_true", help="the paper's settings, where flags do not say others")
     if "--paper" in (sys.argv[1:] if argv is None else argv):
-        parser.set_defaults(hidden=512, latent=32, features=0, dropout=0.0, feed="softmax", drop=0.0, anneal=0,
-                            free_nats=0.0, lr=1e-3)
+        parser.set_defaults(hidden=512, latent=32, features=0, dropout=0.0, feed="softmax",
+                            drop=0.0, beta=1.0, anneal=0, lr=1e-3, weight_decay=0.0)
     train(parser.parse(argv))
 
 

@@ -521,8 +521,8 @@ def yardsticks(corpus, n, length):
     often = np.concatenate(corpus.train).mean(0)  # of each key
     return {
         f"{corpus.name}, training": excerpts(corpus.train, n, length, rng),
-        "shuffled frames": [rng.permutation(x) for x in excerpts(corpus.train, n, length, rng)],
         f"{corpus.name}, test": excerpts(corpus.test, n, length, rng),
+        "shuffled frames": [rng.permutation(x) for x in excerpts(corpus.train, n, length, rng)],
         "independent keys": [rng.random((length, data.KEYS)) < often for _ in range(n)]}
 
 
@@ -591,7 +591,7 @@ def compare(args):
     sets |= {name: sample_run(*run, n, length, args) for name, run in runs.items()}
     distances, rows, details = {}, {}, {}
     for i, (name, (rolls, before, after)) in enumerate(sets.items()):
-        own = i < 2  # training music, shuffled or not, would copy itself
+        own = i in (0, 2)  # training music, shuffled or not, would copy itself
         distances[name], row, details[name] = measure(rolls, reference, None if own else where)
         rows[name] = before | row | after
     text = "\n".join([

@@ -1,8 +1,8 @@
 """Speed, wherever it runs: python tests/benchmark.py [--device cpu] [--steps 30] [--only PART]
 
-Each model's real training loop against a bare one over the same module, batch and optimiser; the
-LSTM against a matrix product; sampling against bare LSTM steps; reading a corpus against pretty_midi
-alone. Not a test: pytest does not collect it.
+Each model's real training loop against a bare one over the same module, batch and optimizer; the
+LSTM against a matrix product; sampling against bare LSTM steps; reading a corpus against
+pretty_midi alone. Not a test: pytest does not collect it.
 """
 
 import argparse
@@ -10,20 +10,17 @@ import contextlib
 import importlib
 import io
 import os
-import random
 import resource
-import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
 from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+os.environ["BACH_TEST_CUDA"] = "1"
+from conftest import MODELS  # first: it finds data.py
+import numpy as np
 import pretty_midi
 import torch
-from torch import nn
 
 import data
 import lstm
@@ -65,26 +62,25 @@ def training(module, device, steps):
         module.main(["--out", folder, "--device", device])
     real = sorted(b - a for a, b in zip(times[2:], times[3:]))[steps // 2]
     run, = runs
-    model, args, parts, wgan = run.model, run.args, run.parts, hasattr(run.model, "critic")
+    model, args, wgan = run.model, run.args, hasattr(run.model, "critic")
     windows = data.Windows(run.corpus.train, args.window, device, full=wgan)
     frames, mask = windows.sample(args.batch)
-
-    def update(loss, optimizer, weights):
-        optimizer.zero_grad()
-        loss.backward(inputs=list(weights))
-        nn.utils.clip_grad_norm_(weights, 1e9) if not wgan else None
-        optimizer.step()
+    bare = [(lambda: model(frames, mask), run.parts["optimizer"], [*model.parameters()])]
+    if wgan:
+        bare = [(lambda: model(frames, mask), run.parts["critic"], [*model.critic.parameters()])]
+        bare = bare * args.n_critic + [(lambda: model.generator_loss(args.batch),
+                                        run.parts["optimizer"], [*model.generator.parameters()])]
 
     def step():
-        for _ in range(args.n_critic if wgan else 0):
-            update(model(frames, mask)[0], parts["critic"], [*model.critic.parameters()])
-        loss = model.generator_loss(len(frames)) if wgan else model(frames, mask)
-        update(loss[0], parts["optimizer"], [*(model.generator if wgan else model).parameters()])
-    return real, seconds(step, device, steps), mask.numel() * (args.n_critic if wgan else 1)
+        for loss, optimizer, weights in bare:
+            optimizer.zero_grad()
+            loss()[0].backward(inputs=weights)
+            optimizer.step()
+    return real, seconds(step, device, steps), mask.numel() * max(1, len(bare) - 1)
 
 
 def loops(args):
-    for name in ("lstm", "attn_lstm", "vae", "hvae", "vqvae", "wgan"):
+    for name in MODELS:
         real, bare, frames = training(importlib.import_module(name), args.device, args.steps)
         print(f"{name}: {frames / real:,.0f} frames/s trained, bare {frames / bare:,.0f}: "
               f"{bare / real:.2f}", flush=True)
@@ -92,7 +88,7 @@ def loops(args):
 
 def kernels(args):
     a = torch.randn(2048, 2048, device=args.device)
-    net = nn.LSTM(512, 512, 2, batch_first=True).to(args.device)
+    net = torch.nn.LSTM(512, 512, 2, batch_first=True).to(args.device)
     x = torch.randn(32, 96, 512, device=args.device)
     product = 2 * 2048**3 / seconds(lambda: a @ a, args.device) / 1e9
     step = seconds(lambda: net(x)[0].sum().backward(), args.device)
@@ -117,26 +113,17 @@ def sampling(args):
     print(f"lstm sampling 100 frames: {early:,.0f} frames/s; 10,000: {late:,.0f}")
 
 
-def altered(source, path):
-    """A piece of its own, made from a real one: moved, with a tenth of its notes left out."""
-    midi, up = pretty_midi.PrettyMIDI(str(source)), random.randint(-5, 6)
-    for part in midi.instruments:
-        part.notes = [note for note in part.notes if random.random() < 0.9]
-        for note in part.notes:
-            note.pitch = min(108, max(21, note.pitch + up))
-    midi.write(str(path))
-
-
 def corpus(args):
     data.load_corpus()  # writes the default one where it is missing
-    files = sorted(data.BACH.glob("*.mid"))
+    files, rng = sorted(data.BACH.glob("*.mid")), np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
         music = Path(folder, "music")
         music.mkdir()
-        for i in range(args.files):
-            source, path = files[i % len(files)], music / f"{i}.mid"
-            altered(source, path) if args.files > len(files) else shutil.copy(source, path)
+        for i in range(args.files):  # pieces of their own: moved, a tenth of their notes left out
+            notes, _ = data.read_notes(files[i % len(files)])
+            notes = notes[rng.random(len(notes)) < 0.9] + [0, 0, rng.integers(-5, 6)]
+            data.parts_to_midi({"notes": notes}).save(music / f"{i}.mid")
         started = now("cpu")
         for file in sorted(music.iterdir()):
             pretty_midi.PrettyMIDI(str(file))

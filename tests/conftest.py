@@ -54,6 +54,12 @@ def batch(corpus):
     return frames * mask[..., None], mask
 
 
+def copy(files, folder):
+    folder.mkdir(exist_ok=True)
+    for file in files:
+        (folder / file.name).write_bytes(file.read_bytes())
+
+
 def train(name, corpus, out, *more, steps=6, eval_every=2):
     """A tiny training by a model file's own main(), which `more` flags may change."""
     prior = ["--prior-steps", 4, "--prior-hidden", 16] if name == "vqvae" else []  # a second stage

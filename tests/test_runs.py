@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import importlib
 import inspect
 import json
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 import data
-from conftest import MODELS, ROOT, outcome, silence, train
+from conftest import MODELS, ROOT, copy, outcome, silence, train
 
 MODULES = {name: importlib.import_module(name) for name in MODELS}
 CLASSES = {name: next(value for key, value in vars(module).items()
@@ -93,11 +94,8 @@ def test_a_stopped_run_ends_bit_for_bit_as_the_uninterrupted_one(
 @all_six
 def test_a_file_and_data_py_alone_train(name, scores, tmp_path, monkeypatch):
     """Copied to an empty folder. Ctrl-C and matplotlib are afterwards as they were before."""
-    for file in ("data.py", f"{name}.py"):
-        shutil.copy(ROOT / file, tmp_path)
-    (tmp_path / "music").mkdir()
-    for file in sorted(scores.glob("*.mid"))[:4]:
-        shutil.copy(file, tmp_path / "music")
+    copy([ROOT / "data.py", ROOT / f"{name}.py"], tmp_path)
+    copy(sorted(scores.glob("*.mid"))[:4], tmp_path / "music")
     elsewhere = [path for path in sys.path if Path(path).resolve() not in (ROOT, ROOT / "tests")]
     monkeypatch.setattr(sys, "path", [str(tmp_path), *elsewhere])
     for module in (*MODELS, "data", "sample"):
@@ -114,6 +112,19 @@ def test_a_file_and_data_py_alone_train(name, scores, tmp_path, monkeypatch):
     written = {path.name for path in Path("run").iterdir()}
     assert written == {"model.pt", "last.pt", "log.csv", "result.json"} | music
     assert signal.getsignal(signal.SIGINT) is handler and matplotlib.get_backend() == "svg"
+
+
+@all_six
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and BACH_TEST_CUDA=1")
+def test_steps_on_a_gpu_never_wait_for_it(name, scores, tmp_path, monkeypatch, no_music):
+    add = data.Run.add
+
+    def add_and_watch(run, *args):
+        add(run, *args)
+        with contextlib.suppress(AttributeError):  # a pretended GPU knows no such mode
+            torch.cuda.set_sync_debug_mode("error" if run.step in (1, 4) else "default")
+    monkeypatch.setattr(data.Run, "add", add_and_watch)
+    train(name, scores, tmp_path, "--device", "cuda", steps=3, eval_every=3)
 
 
 def test_result_and_log(lstm_run):
