@@ -334,7 +334,7 @@ class AttnLSTM(nn.Module):
         known, state = self.read(data.to_voices(prime.to(device), V).expand(n, -1, -1))
         known = {name: x if name in SEEN else x[:, -1:] for name, x in known.items()}
         symbols, roll, top = torch.arange(data.SYMBOLS, device=device), [], data.SYMBOLS
-        for t in range(length):
+        for t in data.progress(range(length), "sampling frames"):
             voices = torch.zeros(n, 1, V, dtype=torch.long, device=device)
             for i, v in enumerate(self.order):
                 logits = self.voice_logits(i, known, voices, legal=True)

@@ -682,7 +682,7 @@ def main(argv=None):
     add("--time-step", type=data.note_value, help="of your files, as 1/16 (default: the model's)")
     add("--temperature", type=data.non_negative, help="below 1 safer, above 1 bolder (default: 1)")
     add("--top-p", type=data.probability, help="draw from the likeliest symbols that reach this "
-        "probability (default: 0.9)")
+        "probability (default: the model's own, 0.8 to 0.9)")
     add("--skip-top", type=data.number(int, 0, data.KEYS), help="leave out so many of the "
         "likeliest symbols of each voice (default: 0)")
     add("--seed", type=data.natural, default=0, help="another seed, other music")
@@ -698,7 +698,7 @@ def main(argv=None):
     if len(verbs) > 1:
         parser.error("only one of " + ", ".join(f"--{verb.__name__}" for verb in verbs))
     if args.melody and (args.length or args.skip_top):
-        parser.error("--melody sets the length and the top notes; leave out --length and --skip-top")
+        parser.error("--melody sets length and top notes; leave out --length and --skip-top")
     out = Path(args.out or ".").absolute()
     there = next(path for path in (out, *out.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):

@@ -336,7 +336,7 @@ class VQVAE(nn.Module):
         return self.rebuild(frames, codes)[1]
 
     @data.sampling()
-    def sample(self, n, length, generator=None, temperature=1.0, top_p=0.9, prime=None):
+    def sample(self, n, length, generator=None, temperature=1.0, top_p=0.85, prime=None):
         """n new pieces as bool (n, length, 88), pattern by pattern; with prime, a bool (T, 88)
         roll, what follows it (whole patterns of it are read, its end first)."""
         self.eval()
@@ -443,7 +443,7 @@ def main(argv=None):
     add("--force", action="store_true", help="replace the run in --out")
     add("--pattern", type=data.positive_int, default=2, help="frames that are coded together")
     add("--codebook", type=data.positive_int, default=64, help="entries of each codebook")
-    add("--codes", type=data.positive_int, default=4, help="codes of a pattern; 4: one a voice")
+    add("--codes", type=data.positive_int, default=4, help="codes of a pattern; 4: one per voice")
     add("--dim", type=data.positive_int, default=32, help="dimensions of an entry")
     add("--hidden", type=data.positive_int, default=128, help="units of encoder and decoder")
     add("--beta", type=data.non_negative, default=0.25, help="weight of the commitment")

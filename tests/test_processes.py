@@ -19,8 +19,11 @@ def test_two_processes_do_what_one_does(scores, tmp_path, monkeypatch):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # to be restored
     command = [*TORCHRUN, several_processes.__file__, scores, tmp_path / "two"]
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as two:
-        several_processes.trainings(several_processes.EXACT, scores, tmp_path / "one")
-        said, errors = two.communicate(timeout=100)
+        try:
+            several_processes.trainings(several_processes.EXACT, scores, tmp_path / "one")
+            said, errors = two.communicate(timeout=300)
+        finally:
+            two.terminate()
     assert two.returncode == 0, errors
     assert said.count("test: ") == 6  # five trainings and one resumed, each said once
     for name in several_processes.EXACT:  # the same losses

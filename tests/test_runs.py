@@ -219,7 +219,7 @@ def test_ctrl_c_and_too_little_memory_are_one_line(one_line):
     ("lstm", "--steps 99999999999"), ("lstm", "--time-step 0/4"), ("lstm", "--time-step x"),
     ("lstm", "--device abacus"), ("lstm", "--voices 0"), ("lstm", "--step 1"),
     ("lstm", "--data nowhere"), ("attn_lstm", "--attention-heads 3"), ("vae", "--dropout 1"),
-    ("hvae", "--segment 5"), ("vqvae", "--codes 9"), ("vqvae", "--window 30"),
+    ("hvae", "--segment 5"), ("vqvae", "--codes 3"), ("vqvae", "--window 31"),
     ("wgan", "--heads 3"), ("wgan", "--patch 5"), ("wgan", "--window 1000")])
 def test_bad_flags_are_one_line(name, flags, scores, tmp_path, one_line):
     args = (name, scores, tmp_path / "run", *flags.split())

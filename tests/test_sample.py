@@ -24,7 +24,7 @@ def runs(scores, tmp_path_factory):
     flags = ["--data", str(scores), "--batch", "4", "--hidden", "32", "--steps", "10",
              "--eval-every", "10", "--window", "32", "--device", "cpu"]
     lstm.main([*flags, "--out", str(folder / "lstm")])
-    vae.main([*flags, "--latent", "4", "--out", str(folder / "vae")])
+    vae.main([*flags, "--latent", "8", "--out", str(folder / "vae")])
     return folder
 
 
