@@ -404,6 +404,8 @@ def train(args):
 
 def main(argv=None):
     parser = data.Parser(__doc__.splitlines()[0])
+    parser.epilog = ("In the log: nll, nats per frame (valid: held-out pieces); after "
+                     "first: without first frames.")
     add = parser.add_argument
     add("--data", help="folder of MIDI files, searched below (default: music21's Bach)")
     add("--time-step", type=data.note_value, help="of all pieces, as 1/16 (default: each its own)")
