@@ -463,10 +463,29 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the defaults in the help, and InputError for bad flags."""
+    """argparse with the defaults in the help, and InputError for bad flags.
 
-    def __init__(self, description):
-        super().__init__(description=description, allow_abbrev=False, formatter_class=_Help)
+    about: its first line says what the program does. run: name of a model file, which gets the
+    flags of what this file does for all of them; corpus: those of a corpus alone; log: what the
+    names in its log mean.
+    """
+
+    def __init__(self, about, run=None, log=None, corpus=False):
+        super().__init__(description=about.splitlines()[0], allow_abbrev=False,
+                         formatter_class=_Help, epilog=log and f"In the log: {log}.")
+        add = self.add_argument
+        if run or corpus:
+            add("--data", help="folder of MIDI files, searched below (default: music21's Bach)")
+            add("--time-step", type=note_value, help="of all pieces, as 1/16 (default: its own)")
+            add("--voices", type=voice_count, default=4, help="notes at once; 1 is the top note")
+        if run:
+            add("--transpose", type=int, choices=[0, 1], default=1,
+                help="1 moves training windows -6..+5 semitones")
+            add("--out", default=f"runs/{run}", help="run folder")
+            add("--seed", type=natural, default=0, help="of weights, batches and samples")
+            add("--device", type=device_name, default="auto", help="cpu or cuda; auto: cuda if any")
+            add("--resume", action="store_true", help="go on with the run in --out, its own flags")
+            add("--force", action="store_true", help="replace the run in --out")
 
     def error(self, message):
         raise InputError(message)
@@ -892,12 +911,8 @@ def draw_curves(runs, path):
 
 
 def main(argv=None):
-    parser = Parser("Say what a corpus of MIDI files holds; write the default one where missing.")
-    add = parser.add_argument
-    add("--data", help="folder of MIDI files, searched below (default: music21's Bach)")
-    add("--time-step", type=note_value, help="of all pieces, as 1/16 (default: each its own)")
-    add("--voices", type=voice_count, default=4, help="notes kept at once")
-    args = parser.parse_args(argv)
+    args = Parser("Say what a corpus of MIDI files holds; write the default one where missing.",
+                  corpus=True).parse_args(argv)
     corpus = load_corpus(args.data, args.time_step, args.voices)
     print(corpus.name, *corpus.report, sep="\n")
     if args.data is None:

@@ -344,24 +344,14 @@ def train(args):
 
 
 def main(argv=None):
-    parser = data.Parser(__doc__.splitlines()[0])
-    parser.epilog = ("In the log: nll, the bound in nats per frame; kl, nats per window; f1 "
-                     "of notes rebuilt from z.")
+    parser = data.Parser(__doc__, run="hvae", log=(
+        "nll, the bound in nats per frame; kl, nats per window; f1 of notes rebuilt from z"))
     add = parser.add_argument
-    add("--data", help="folder of MIDI files, searched below (default: music21's Bach)")
-    add("--time-step", type=data.note_value, help="of all pieces, as 1/16 (default: each its own)")
-    add("--voices", type=data.voice_count, default=4, help="notes at once; 1 is the top note")
     add("--window", type=data.positive_int, default=64, help="frames of a window, N")
-    add("--transpose", type=int, choices=[0, 1], default=1, help="1 moves windows -6..+5 semitones")
-    add("--out", default="runs/hvae", help="run folder")
     add("--steps", type=data.positive_int, default=3000, help="training steps")
     add("--batch", type=data.positive_int, default=16, help="windows per step")
     add("--lr", type=data.positive, default=5e-3, help="highest learning rate")
-    add("--seed", type=data.natural, default=0, help="of weights, batches and samples")
-    add("--device", type=data.device_name, default="auto", help="cpu or cuda; auto: cuda if any")
     add("--eval-every", type=data.positive_int, default=250, help="steps between checkpoints")
-    add("--resume", action="store_true", help="go on with the run in --out, with its own flags")
-    add("--force", action="store_true", help="replace the run in --out")
     add("--segment", type=data.positive_int, default=16, help="frames per embedding, S")
     add("--hidden", type=data.positive_int, default=256, help="units of both LSTMs")
     add("--latent", type=data.positive_int, default=256, help="numbers in z")

@@ -142,24 +142,14 @@ def train(args):
 
 
 def main(argv=None):
-    parser = data.Parser(__doc__.splitlines()[0])
-    parser.epilog = ("In the log: nll, nats per frame (valid: held-out pieces); tiled: over "
-                     "windows that start anew.")
+    parser = data.Parser(__doc__, run="lstm", log=(
+        "nll, nats per frame (valid: held-out pieces); tiled: over windows that start anew"))
     add = parser.add_argument
-    add("--data", help="folder of MIDI files, searched below (default: music21's Bach)")
-    add("--time-step", type=data.note_value, help="of all pieces, as 1/16 (default: each its own)")
-    add("--voices", type=data.voice_count, default=4, help="notes at once; 1 is the top note")
     add("--window", type=data.positive_int, default=64, help="frames of a training window")
-    add("--transpose", type=int, choices=[0, 1], default=1, help="1 moves windows -6..+5 semitones")
-    add("--out", default="runs/lstm", help="run folder")
     add("--steps", type=data.positive_int, default=2000, help="training steps")
     add("--batch", type=data.positive_int, default=32, help="windows per step")
     add("--lr", type=data.positive, default=1e-2, help="highest learning rate")
-    add("--seed", type=data.natural, default=0, help="of weights, batches and samples")
-    add("--device", type=data.device_name, default="auto", help="cpu or cuda; auto: cuda if any")
     add("--eval-every", type=data.positive_int, default=100, help="steps between checkpoints")
-    add("--resume", action="store_true", help="go on with the run in --out, with its own flags")
-    add("--force", action="store_true", help="replace the run in --out")
     add("--hidden", type=data.positive_int, default=256, help="units of each LSTM layer")
     add("--dropout", type=data.dropout, default=0.4, help="share of the LSTM's outputs dropped")
     add("--weight-decay", type=data.non_negative, default=0.1, help="AdamW's decoupled decay")

@@ -664,7 +664,7 @@ def soundfont(path):
 
 
 def main(argv=None):
-    parser = data.Parser(__doc__.splitlines()[0])
+    parser = data.Parser(__doc__)
     add = parser.add_argument
     add("runs", nargs="+", help="run folder of a trained model; with --compare several, and "
         "folders of MIDI files")

@@ -320,24 +320,14 @@ def train(args):
 
 
 def main(argv=None):
-    parser = data.Parser(__doc__.splitlines()[0])
-    parser.epilog = ("In the log: gap, score of Bach less score of samples; alike: largest "
-                     "share two samples share.")
+    parser = data.Parser(__doc__, run="wgan", log=(
+        "gap, score of Bach less score of samples; alike: largest share two samples share"))
     add = parser.add_argument
-    add("--data", help="folder of MIDI files, searched below (default: music21's Bach)")
-    add("--time-step", type=data.note_value, help="of all pieces, as 1/16 (default: each its own)")
-    add("--voices", type=data.voice_count, default=4, help="notes at once; 1 is the top note")
     add("--window", type=data.positive_int, default=32, help="frames of a training window")
-    add("--transpose", type=int, choices=[0, 1], default=1, help="1 moves windows -6..+5 semitones")
-    add("--out", default="runs/wgan", help="run folder")
     add("--steps", type=data.positive_int, default=4000, help="generator steps")
     add("--batch", type=data.positive_int, default=32, help="windows per step")
     add("--lr", type=data.positive, default=1e-3, help="learning rate of the generator")
-    add("--seed", type=data.natural, default=0, help="of weights, batches and samples")
-    add("--device", type=data.device_name, default="auto", help="cpu or cuda; auto: cuda if any")
     add("--eval-every", type=data.positive_int, default=200, help="steps between checkpoints")
-    add("--resume", action="store_true", help="go on with the run in --out, with its own flags")
-    add("--force", action="store_true", help="replace the run in --out")
     add("--z", type=data.positive_int, default=64, help="dimensions of a whole piece's noise")
     add("--noise", type=data.natural, default=16, help="dimensions of each frame's noise")
     add("--hidden", type=data.positive_int, default=128, help="units of each LSTM layer")
