@@ -15,17 +15,15 @@ import inspect
 import io
 import json
 import math
-import multiprocessing
 import os
 import re
-import signal
 import sys
 import tempfile
 import time
-import types
 import warnings
 import wave
 import zipfile
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
@@ -54,8 +52,8 @@ NOTE_VALUES = np.array([4, 3, 2, 1.5, 4/3, 1, 3/4, 2/3, 1/2, 3/8, 1/3, 1/4, 1/6,
 
 def read_notes(path):
     """A MIDI file's notes, float (N, 3): start and end in quarter notes, MIDI pitch; and how many
-    drum notes were left out. Raises InputError. mido reads ticks: pretty_midi gives seconds, which
-    depend on the tempo."""
+    drum notes were left out. Raises InputError. (pretty_midi's seconds depend on the tempo.)"""
+    notes, drums = [], []
     try:
         content = Path(path).read_bytes()
         if len(content) > 600_000 or re.search(rb"[\x80-\xff]{256}", content):  # hours to read
@@ -63,29 +61,26 @@ def read_notes(path):
         midi = mido.MidiFile(file=io.BytesIO(content), charset="latin1")
         if midi.ticks_per_beat <= 0:
             raise ValueError("its time is in SMPTE frames; only ticks per quarter note are read")
+        for track in midi.tracks:
+            now, sounding = 0, {}
+            for message in track:
+                now += message.time
+                if message.type == "note_on" and message.velocity:
+                    sounding.setdefault((message.channel, message.note), []).append(now)
+                elif message.type in ("note_on", "note_off"):
+                    starts = sounding.pop((message.channel, message.note), [])
+                    ended = [(start, now, message.note) for start in starts if start < now]
+                    if ended and starts[-1] == now:  # struck again before the old note was let go
+                        sounding[message.channel, message.note] = [now]
+                    (drums if message.channel == 9 else notes).extend(ended)
+        if not notes:
+            raise ValueError("only drums" if drums else "no notes")
+        notes = np.array(notes, float) / [midi.ticks_per_beat, midi.ticks_per_beat, 1]
+        if notes[:, 1].max() > 20_000:  # no memory is taken on the strength of a claim
+            raise ValueError("it claims to last over 20,000 quarter notes")
     except Exception as error:  # on a damaged file mido can raise almost anything
-        raise InputError(f"{path}: not readable as MIDI: {str(error) or repr(error)}") from None
-    notes = []
-    for track in midi.tracks:
-        now, sounding = 0, {}
-        for message in track:
-            now += message.time
-            if message.type == "note_on" and message.velocity:
-                sounding.setdefault((message.channel, message.note), []).append(now)
-            elif message.type in ("note_on", "note_off"):
-                starts = sounding.pop((message.channel, message.note), [])
-                ended = [(a, now, message.note, message.channel) for a in starts if a < now]
-                if ended and starts[-1] == now:  # struck again before the old note was let go
-                    sounding[message.channel, message.note] = [now]
-                notes += ended
-    notes = np.array(notes, float).reshape(-1, 4) / [midi.ticks_per_beat, midi.ticks_per_beat, 1, 1]
-    is_drum = notes[:, 3] == 9
-    notes, drums = notes[~is_drum, :3], int(is_drum.sum())
-    if not len(notes):
-        raise InputError(f"{path}: " + ("only drums" if drums else "no notes"))
-    if notes[:, 1].max() > 20_000:  # no memory is taken on the strength of a claim
-        raise InputError(f"{path}: claims to last over 20,000 quarter notes")
-    return notes, drums
+        raise InputError(f"{path}: not readable: {str(error) or repr(error)}") from None
+    return notes, len(drums)
 
 
 def usual_time_step(notes):
@@ -121,11 +116,8 @@ def midi_to_roll(path, time_step=None):
 def cut_silence(roll, longest=4):
     """The roll (T, 88) without silence at its ends, and never over `longest` silent frames."""
     sounding = np.flatnonzero(roll.any(1))
-    if not len(sounding):
-        return roll[:0]
-    frames = np.arange(sounding[0], sounding[-1] + 1)
-    last_sound = sounding[np.searchsorted(sounding, frames, side="right") - 1]
-    return roll[frames[frames - last_sound <= longest]]
+    gaps = np.diff(sounding, append=sounding[-1:] + 1)  # from each to the next
+    return roll[[i for a, gap in zip(sounding, gaps) for i in range(a, a + min(gap, longest + 1))]]
 
 
 # ------------------------------------------------------------------------------ voices and symbols
@@ -165,12 +157,7 @@ def sample_symbols(logits, generator=None, temperature=1.0, top_p=1.0, skip_top=
     if skip_top:
         logits = logits.scatter(-1, logits.topk(skip_top, -1).indices, -torch.inf)
     top_p = top_p if temperature else 0  # the likeliest alone, however near the next one is
-    p = (logits.detach() / max(temperature, 1e-20)).softmax(-1)
-    if p.device.type == "cpu":
-        order = torch.from_numpy(np.argsort(-p.numpy(), -1))  # twice as fast as torch's
-    else:
-        order = p.argsort(-1, descending=True)
-    p = p.gather(-1, order)
+    p, order = (logits.detach() / max(temperature, 1e-20)).softmax(-1).sort(-1, descending=True)
     reached = p.cumsum(-1)
     last = ((reached - p < max(top_p, 1e-9)) & (p > 0)).sum(-1, keepdim=True) - 1  # that is kept
     drawn = torch.rand(*p.shape[:-1], draws or 1, generator=generator, device=p.device)
@@ -198,37 +185,24 @@ def progress(items, what):
         yield item
 
 
-def _export_score(source, folder):
-    from music21 import converter
-
-    warnings.simplefilter("ignore")
-    score = converter.parse(source, forceSource=True, storePickle=False)
-    score.write("midi", folder / f"{source.stem}.mid")
-
-
 def export_bach(folder=BACH, names=None):
     """Write music21's 410 Bach scores (or those called `names`) as MIDI files, all or none."""
     try:
-        from music21 import corpus
+        from music21 import converter, corpus
     except ImportError:
-        raise InputError("the default corpus needs music21: pip install music21, or give a folder "
-                         "of MIDI files by --data") from None
+        raise InputError("the default corpus needs music21: install it, or give --data") from None
     sources = sorted(path for path in corpus.getComposer("bach")
                      if path.suffix in (".mxl", ".xml") and (names is None or path.stem in names))
-    folder, no_ctrl_c = Path(folder), (signal.SIGINT, signal.SIG_IGN)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as part:
-            part = Path(part) / "midi"
-            part.mkdir()
-            with multiprocessing.Pool(initializer=signal.signal, initargs=no_ctrl_c) as pool:
-                jobs = [pool.apply_async(_export_score, (source, part)) for source in sources]
-                for job in progress(jobs, f"writing music21's Bach scores to {folder}"):
-                    job.get()
-            if not folder.exists():  # else another process was faster
-                part.rename(folder)
-    except OSError as error:
-        raise InputError(f"cannot write the default corpus to {folder}: {error.strerror}") from None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as part, \
+            warnings.catch_warnings(action="ignore"):
+        part = Path(part, "midi")
+        part.mkdir()
+        for source in progress(sources, f"writing music21's Bach scores to {folder}"):
+            score = converter.parse(source, forceSource=True, storePickle=False)
+            score.write("midi", part / f"{source.stem}.mid")
+        if not folder.exists():  # else another process was faster
+            part.rename(folder)
 
 
 def load_corpus(folder=None, time_step=None, voices=4):
@@ -238,88 +212,83 @@ def load_corpus(folder=None, time_step=None, voices=4):
     hold; names: {part: their file stems}; time_step: the training pieces' commonest; name; report:
     lines of what it holds and lacks. Raises InputError if it cannot be read or split."""
     root = Path(BACH if folder is None else folder)
-    with first_process_first():
-        if folder is None and not root.is_dir():
-            export_bach()
-        files = sorted(Path(where) / name for where, _, names in os.walk(root, followlinks=True)
-                       for name in names if name.lower().endswith((".mid", ".midi")))
-        if not files:
-            raise InputError(f"--data {root}: no folder with .mid or .midi files")
-        # The name of the cache changes with the files, and with the rules of reading: this file.
-        key = [(str(file), file.exists() and file.stat().st_mtime_ns) for file in files]
-        key = repr((Path(__file__).read_bytes(), str(root.resolve()), time_step, voices, key))
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        path = Path(cache, "bach-rolls", hashlib.md5(key.encode()).hexdigest() + ".pt")
-        held = load_zip(path)
-        if not held:
-            held = read_corpus(root, files, time_step, voices)
-            with contextlib.suppress(OSError, InputError):  # without a cache it is only slower
-                path.parent.mkdir(parents=True, exist_ok=True)
-                save_checkpoint(path, held)
-    held |= {part: [piece.numpy() for piece in held[part]] for part in PARTS}
-    return types.SimpleNamespace(**held)
+    if folder is None and not root.is_dir():
+        export_bach()
+    files = sorted(Path(where, name) for where, _, names in os.walk(root, followlinks=True)
+                   for name in names if name.lower().endswith((".mid", ".midi")))
+    if not files:
+        raise InputError(f"--data {root}: no folder with .mid or .midi files")
+    # The name of the cache changes with the files, and with the rules of reading: this file.
+    key = [(str(file), file.exists() and file.stat().st_mtime_ns) for file in files]
+    key = repr((Path(__file__).read_bytes(), str(root.resolve()), time_step, voices, key))
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    path = Path(cache, "bach-rolls", hashlib.md5(key.encode()).hexdigest() + ".pt")
+    held = load_zip(path)
+    if not held:
+        held = read_corpus(root, files, time_step, voices)
+        with contextlib.suppress(OSError, InputError):  # without a cache it is only slower
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(path, held)
+    pieces = {part: [piece.numpy() for piece in held[part]] for part in PARTS}
+    return argparse.Namespace(**held | pieces)
 
 
 def read_corpus(root, files, time_step, voices):
     """Parse a corpus's files: what load_corpus returns as a dict, pieces as bool tensors."""
-    names, steps, rolls, skipped, drums, outside, before = [], [], [], [], 0, 0, 0
+    pieces, skipped, left_out = [], [], np.zeros(3, int)
     for file in progress(files, f"reading {root}"):
         try:
-            notes, file_drums = read_notes(file)
+            notes, drums = read_notes(file)
             step = time_step or usual_time_step(notes)
             roll, off_keys = notes_to_roll(notes, step)
-            roll = torch.from_numpy(cut_silence(roll))
-            if not len(roll):
+            full = torch.from_numpy(cut_silence(roll))
+            if not len(full):
                 raise InputError(f"{file}: no note on the 88 keys")
         except InputError as error:
             skipped.append(f"skipped {error}")
             continue
-        names.append(file.relative_to(root))
-        steps.append(step)
-        rolls.append(from_voices(to_voices(roll, voices)))
-        drums, outside, before = drums + file_drums, outside + off_keys, before + roll.sum().item()
-    if not rolls:
+        roll = from_voices(to_voices(full, voices))
+        pieces.append(argparse.Namespace(path=file.relative_to(root), step=step, roll=roll))
+        left_out += drums, off_keys, int(full.sum() - roll.sum())
+    if not pieces:
         raise InputError(f"--data {root}: none of its MIDI files can be read; {skipped[0]}")
-    split, note = split_pieces(root, names, [roll.numpy() for roll in rolls])
-    which = {part: [i for i in split if split[i] == part] for part in PARTS}
-    held = {part: [rolls[i] for i in which[part]] for part in PARTS}
-    values, counts = np.unique([steps[i] for i in split], return_counts=True)
-    values = [Fraction(value / 4).limit_denominator(96) for value in values]
-    sounding = torch.cat(rolls).sum(1).double()
-    held["report"] = [
-        *(f"{part}: {len(held[part])} pieces, {sum(map(len, held[part]))} frames" 
-          for part in PARTS),
-        "time steps: " + ", ".join(f"{v} in {n} pieces" for v, n in zip(values, counts)),
+    parts, note = split_pieces(root, pieces)
+    steps = Counter(piece.step for some in parts.values() for piece in some)
+    sounding = torch.cat([piece.roll for piece in pieces]).sum(1).double()
+    drums, off_keys, dropped = left_out
+    report = [
+        *(f"{part}: {len(some)} pieces, {sum(len(piece.roll) for piece in some)} frames"
+          for part, some in parts.items()),
+        "time steps: " + ", ".join(f"{Fraction(step / 4).limit_denominator(96)} in {n} pieces"
+                                   for step, n in sorted(steps.items())),
         f"{sounding.mean():.2f} notes at once; {(sounding == 0).double().mean():.1%} of the frames "
-        f"silent; left out: {1 - sounding.sum() / before:.1%} of the sounding keys, more than "
-        f"{voices} at once; {drums} drum notes; {outside} notes off the 88 keys", note, *skipped]
-    held["names"] = {part: [names[i].stem for i in which[part]] for part in PARTS}
-    trained = [steps[i] for i in which["train"]]
-    held["time_step"] = max(trained, key=trained.count)
-    held["name"] = "music21 Bach" if root.resolve() == BACH.resolve() else root.resolve().name
-    return held
+        f"silent; left out: {dropped / (dropped + sounding.sum()):.1%} of the sounding keys, more "
+        f"than {voices} at once; {drums} drum notes; {off_keys} notes off the 88 keys", note]
+    return {**{part: [piece.roll for piece in some] for part, some in parts.items()},
+            "names": {part: [piece.path.stem for piece in some] for part, some in parts.items()},
+            "time_step": Counter(piece.step for piece in parts["train"]).most_common(1)[0][0],
+            "name": "music21 Bach" if root.resolve() == BACH.resolve() else root.resolve().name,
+            "report": report + skipped}
 
 
-def split_pieces(root, names, rolls):
-    """Paths below root and rolls -> ({index: part}, a line that says what was left out)."""
-    folders = [name.parts[0] for name in names]
-    if set(PARTS) <= set(folders):
-        split = {i: part for i, part in enumerate(folders) if part in PARTS}
-        return split, f"{len(names) - len(split)} files outside train/, valid/ and test/ left out"
+def split_pieces(root, pieces):
+    """Pieces, by folder or else by work -> {part: its pieces}, a line on what was left out."""
+    parts = {part: [p for p in pieces if p.path.parts[0] == part] for part in PARTS}
+    if all(parts.values()):
+        left_out = len(pieces) - sum(map(len, parts.values()))
+        return parts, f"{left_out} files outside train/, valid/ and test/ left out"
     first = {}
-    for i, roll in enumerate(rolls):
-        first.setdefault(run_hashes(roll, len(roll))[0], i)
-    works = [names[i].stem for i in first.values()]
-    if root.resolve() == BACH.resolve():  # bwv248.23-2 and bwv248.23-s are one work
-        works = [re.match(r"bwv\d+(\.\d+)?|.*", work)[0] for work in works]
-    merged = merge_works(works, [rolls[i] for i in first.values()])
-    part_of = split_works(merged)
-    if len(part_of) < 3:
-        raise InputError(f"--data {root}: {len(part_of)} works are too few to split; give at least "
-                         "3, or put the files into train/, valid/ and test/ below it")
-    return {i: part_of[work] for i, work in zip(first.values(), merged)}, (
-        f"{len(part_of)} works; {len(rolls) - len(first)} exact repeats left out, "
-        f"{len(set(works)) - len(part_of)} works merged that share 32 or more frames")
+    for piece in pieces:
+        first.setdefault(run_hashes(piece.roll.numpy(), len(piece.roll))[0], piece)
+    bach = r"bwv\d+(\.\d+)?|" * (root.resolve() == BACH.resolve())  # 248.23-2, 248.23-s: one work
+    works = [re.match(bach + ".*", piece.path.stem)[0] for piece in first.values()]
+    merged = merge_works(works, [piece.roll.numpy() for piece in first.values()])
+    split = split_works(merged)
+    if len(split) < 3:
+        raise InputError(f"--data {root}: too few works to split; give 3, or train/, valid/, test/")
+    parts = {part: [p for p, work in zip(first.values(), merged) if split[work] == part]
+             for part in PARTS}
+    return parts, f"{len(split)} works; {len(pieces) - len(first)} exact repeats left out"
 
 
 def run_hashes(roll, length=32):
@@ -329,8 +298,7 @@ def run_hashes(roll, length=32):
 
 
 def merge_works(works, rolls):
-    """Give one name to works that share 32 frames in any transposition, so that no split cuts
-    through settings that reappear: works (N,) and their rolls -> names (N,)."""
+    """Give one name to works (N,) that share 32 frames in any transposition: no split cuts them."""
     name, owner = {work: work for work in works}, {}
     for work, roll in zip(works, rolls):
         for run in run_hashes(roll):
@@ -341,8 +309,8 @@ def merge_works(works, rolls):
 
 
 def split_works(works):
-    """{work: "test", "valid" or "train"}: in the order of their names' MD5 the first tenth, rounded
-    up, the next tenth, and the rest. The same on every machine and for any seed."""
+    """{work: part}: by the MD5 of their names the first tenth, rounded up, is for test, the next
+    for valid, the rest for train: the same on every machine and for any seed."""
     works = sorted(set(works), key=lambda work: hashlib.md5(work.encode()).hexdigest())
     tenth = math.ceil(len(works) / 10)
     return dict(zip(works, ["test"] * tenth + ["valid"] * tenth + ["train"] * len(works)))
@@ -356,23 +324,20 @@ class Windows:
     out (full=True). Raises InputError for what is no roll, or if no window is left."""
 
     def __init__(self, pieces, window, device="cpu", hop=16, full=False):
-        self.window, hop = window, min(hop, window)
-        starts, lengths, offset = [], [], 0
+        self.window, hop, spans, offset = window, min(hop, window), [], 0
         for piece in map(np.asarray, pieces):
             if piece.shape[1:] != (KEYS,) or not ((piece == 0) | (piece == 1)).all():
-                raise InputError(f"a piano roll is an array (T, {KEYS}) of False and True or 0 and "
-                                 f"1, not {piece.shape} with values up to {piece.max(initial=0)}")
+                raise InputError("a piano roll is (T, 88) of 0 and 1, "
+                                 f"not {piece.shape} up to {piece.max(initial=0)}")
             for start in range(0, max(len(piece) - window, 0) + hop, hop):
                 if not full or start + window <= len(piece):
-                    starts.append(offset + start)
-                    lengths.append(min(window, len(piece) - start))
+                    spans.append((offset + start, min(window, len(piece) - start)))
             offset += len(piece)
-        if not starts:
+        if not spans:
             raise InputError(f"--window {window}: no piece is so long; take a shorter window")
         frames = np.concatenate([*pieces, np.zeros((window, KEYS))]).astype(np.uint8)
         self.frames = torch.from_numpy(frames).to(device)
-        self.starts = torch.tensor(starts, device=device)
-        self.lengths = torch.tensor(lengths, device=device)
+        self.starts, self.lengths = torch.tensor(spans, device=device).T
 
     def __len__(self):
         return len(self.starts)
@@ -403,8 +368,7 @@ class Windows:
 
     def chunks(self, n):
         """All windows in order, n at a time, as sample() gives them, untransposed."""
-        for which in torch.arange(len(self), device=self.frames.device).split(n):
-            yield self._gather(which)
+        return map(self._gather, torch.arange(len(self), device=self.frames.device).split(n))
 
 
 def whole_pieces(pieces, n, device="cpu"):
@@ -427,18 +391,15 @@ def divergence(a, b):
 # ------------------------------------------------------------------- processes and the command line
 
 def processes():
-    """(rank of this process, how many there are): (0, 1) unless torchrun started several, which
-    all draw the same batch and compute their shares of it."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
+    """(rank of this process, how many there are): (0, 1) unless torchrun started several."""
+    several = distributed.is_available() and distributed.is_initialized()
+    return (distributed.get_rank(), distributed.get_world_size()) if several else (0, 1)
 
 
 def sum_over_processes(x):
     """A tensor's sum over all processes, the same in each."""
     if processes()[1] > 1:
-        x = x.clone()
-        distributed.all_reduce(x)
+        distributed.all_reduce(x := x.clone())
     return x
 
 
@@ -447,28 +408,15 @@ def from_first_process(x):
     return sum_over_processes(torch.zeros_like(x) if processes()[0] else x)
 
 
-@contextlib.contextmanager
-def first_process_first():
-    """The first process runs the block alone, then the others do, and find what it wrote."""
-    if processes()[0]:
-        sum_over_processes(torch.zeros(1))  # waits for the first
-    yield
-    if not processes()[0]:
-        sum_over_processes(torch.zeros(1))
-
-
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action):  # no "(default: None)"
         return action.help if not action.default else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the defaults in the help, and InputError for bad flags.
-
-    about: its first line says what the program does. run: name of a model file, which gets the
-    flags of what this file does for all of them; corpus: those of a corpus alone; log: what the
-    names in its log mean.
-    """
+    """argparse with the defaults in the help, and InputError for bad flags. about: its first line
+    says what the program does; run: a model's name, for the flags of what this file does for it;
+    corpus: for those of a corpus alone; log: what the names in the log mean."""
 
     def __init__(self, about, run=None, log=None, corpus=False):
         super().__init__(description=about.splitlines()[0], allow_abbrev=False,
@@ -477,10 +425,9 @@ class Parser(argparse.ArgumentParser):
         if run or corpus:
             add("--data", help="folder of MIDI files, searched below (default: music21's Bach)")
             add("--time-step", type=note_value, help="of all pieces, as 1/16 (default: its own)")
-            add("--voices", type=voice_count, default=4, help="notes at once; 1 is the top note")
+            add("--voices", type=number(int, 1, KEYS), default=4, help="notes at once; 1: the top")
         if run:
-            add("--transpose", type=int, choices=[0, 1], default=1,
-                help="1 moves training windows -6..+5 semitones")
+            add("--transpose", type=int, choices=[0, 1], default=1, help="1: in -6..+5 semitones")
             add("--out", default=f"runs/{run}", help="run folder")
             add("--seed", type=natural, default=0, help="of weights, batches and samples")
             add("--device", type=device_name, default="auto", help="cpu or cuda; auto: cuda if any")
@@ -494,10 +441,7 @@ class Parser(argparse.ArgumentParser):
         """parse_args; with --resume, unspecified flags take the original run's values."""
         args = self.parse_args(argv)
         if args.resume:
-            saved = load_checkpoint(Path(args.out) / "last.pt")["args"]
-            if saved["device"] != "cpu":  # a GPU's run goes on wherever there is one
-                saved["device"] = args.device
-            self.set_defaults(**saved)
+            self.set_defaults(**load_checkpoint(Path(args.out) / "last.pt")["args"])
         return self.parse_args(argv)
 
 
@@ -514,7 +458,6 @@ def number(kind, low, high):
 positive_int, natural = number(int, 1, 10**9), number(int, 0, 10**9)
 positive, non_negative = number(float, 1e-30, 1e30), number(float, 0, 1e30)
 probability, dropout, decay = (number(float, 0, high) for high in (1, 0.99, 0.9999))
-voice_count, skip_count = number(int, 1, KEYS), number(int, 0, KEYS)
 
 
 def note_value(value):
@@ -527,16 +470,12 @@ def note_value(value):
 
 
 def device_name(text):
-    """"auto" -> "cuda" where there is one, else "cpu"; of several processes each has its own."""
-    if text == "auto":
-        text = "cuda" if torch.cuda.is_available() else "cpu"
-    if text == "cuda" and processes()[1] > 1:
-        text = f"cuda:{os.environ['LOCAL_RANK']}"
+    """"auto" -> "cuda" where there is one, else "cpu". Each of several processes has its own."""
+    text = text.replace("auto", "cuda" if torch.cuda.is_available() else "cpu")
     try:
-        assert re.fullmatch(r"cpu|cuda(:\d+)?", text), "models run on cpu or cuda"
+        if text == "cuda" and processes()[1] > 1:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         (torch.ones(1, device=text) + 1).item()  # a build without this GPU's kernels fails here
-        if ":" in text:
-            torch.cuda.set_device(text)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"{text} cannot be used: {str(error).splitlines()[0][:90]}") from None
     torch.backends.cudnn.allow_tf32 = False  # plain float32 for all models, as on the CPU
@@ -563,45 +502,33 @@ def cli(main, stopped="stopped; the same command with --resume goes on from the 
         return
     except KeyboardInterrupt:
         message = stopped
-    except BrokenPipeError:  # of `| head`
-        sys.exit(sys.stderr.close())
     except (InputError, OSError) as error:
         message = error
     except (MemoryError, RuntimeError) as error:
         text = f"{type(error).__name__}: {error}".splitlines()[0]
-        message = "not enough memory; take a smaller --batch, --window, --hidden or -n"
-        if processes()[1] > 1 and re.search("gloo|NCCL|Dist[A-Za-z]*Error", text):
-            message = f"lost another process ({text[:80]}); go on with --resume"
-        elif not re.search("OutOfMemory|MemoryError|ALLOC_FAILED|(out of|allocate) memory", text):
+        if not re.search("OutOfMemory|MemoryError|ALLOC_FAILED|(out of|allocate) memory", text):
             raise
-    if processes()[0]:
-        time.sleep(3)  # torchrun ends all when one fails: let the first say the same alone
+        message = "not enough memory; take a smaller --batch, --window, --hidden or -n"
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     sys.exit(2)
 
 
 # -------------------------------------------------------------------------------------------- runs
 
-def write_atomic(path, content):
-    """Write bytes or str under another name, flush it to disk, rename it: what stands at path is
-    whole, new or old. Raises InputError if it cannot be written."""
-    part = Path(path).with_name(f".{Path(path).name}.part")
+def save_checkpoint(path, content):
+    """torch.save under another name, flushed to disk, then renamed: what stands at path is whole,
+    new or old. Raises InputError if it cannot be written."""
+    part, buffer = Path(path).with_name(f".{Path(path).name}.part"), io.BytesIO()
+    torch.save(content, buffer)
     try:
         with open(part, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error.strerror}; what was there stays") from None
-
-
-def save_checkpoint(path, content):
-    """torch.save, whole or not at all."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_atomic(path, buffer.getvalue())
 
 
 def load_zip(path):
@@ -617,8 +544,9 @@ CHECKPOINT = {"model": str, "class": str, "config": dict, "args": dict, "parts":
               "rows": list, "step": int, "best": float, "time_step": float, "corpus": str}
 
 
-def load_checkpoint(path, model=None):
-    """A run's model.pt or last.pt as Run writes it; model: the name it must have."""
+def load_checkpoint(path, model=None, parts=()):
+    """A run's model.pt or last.pt as Run writes it. model: the name it must have; parts: modules
+    and optimizers {name: part} that take their states from it. Raises InputError."""
     if not Path(path).exists():
         raise InputError(f"{path}: no such file; train a model first, or give its folder")
     held = load_zip(path)
@@ -626,56 +554,34 @@ def load_checkpoint(path, model=None):
             isinstance(held.get(name), kind) and held[name] not in ([], {})
             for name, kind in CHECKPOINT.items()):
         raise InputError(f"{path}: damaged, or no checkpoint of this project; train again")
-    if model and held.get("model") != model:
-        raise InputError(f"{path}: holds a model of {held.get('model')}.py, not of {model}.py")
+    if model and held["model"] != model:
+        raise InputError(f"{path}: holds a model of {held['model']}.py, not of {model}.py")
+    try:
+        for name in parts:
+            parts[name].load_state_dict(held["parts"][name])
+    except Exception as error:  # the checkpoint of another version may hold anything
+        why = " ".join(str(error).split())[:120]
+        raise InputError(f"{path} does not fit these files and flags: {why}") from None
     return held
 
 
 def warmup_cosine(step, steps):
-    """Factor of the learning rate: a linear rise over the first twentieth of the steps, then half a
-    cosine down to 0."""
+    """Factor of the learning rate: a linear rise over 1/20 of the steps, half a cosine to 0."""
     warmup = max(1, steps // 20)
     done = min(1, max(0, step - warmup) / max(1, steps - warmup))
     return min(step / warmup, 0.5 + 0.5 * math.cos(math.pi * done))
 
 
-def take_folder(folder, args):
-    """Make a run folder; of a run that it holds, with --force the files go, and only these."""
+def take_folder(folder, force):
+    """Make a run folder; of a run that it holds, by force the files go, and only these."""
     names = ("model.pt", "last.pt", "log.csv", "result.json", "curves.png", "sample.mid",
              "sample.wav", "sample.png")
-    held = [folder / name for name in names if not args.resume and (folder / name).exists()]
-    if held and not args.force:
-        raise InputError(f"--out {folder} holds a run already: go on with it by --resume, choose "
-                         "another --out, or replace it by --force")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # it can be written
-        for file in held:
-            file.unlink()
-    except OSError as error:
-        raise InputError(f"--out {folder} cannot be written: {error.strerror}") from None
-
-
-def write_log(rows, path):
-    """Rows {name: value} as a .csv file, with a column for each name of any row."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    lines = [names, *([str(row.get(name, "")) for name in names] for row in rows)]
-    write_atomic(path, "".join(",".join(line) + "\n" for line in lines))
-
-
-def in_words(figures):
-    """{"valid_nll": 1.23456} -> "valid nll 1.235"."""
-    return ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in figures.items())
-
-
-def load_parts(parts, held, path):
-    """Put a checkpoint's weights and states into modules and optimizers {name: part}."""
-    try:
-        for name, part in parts.items():
-            part.load_state_dict(held["parts"][name])
-    except Exception as error:  # the checkpoint of another version may hold anything
-        raise InputError(f"{path} does not fit these files and flags: "
-                         + " ".join(str(error).split())[:120]) from None
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()  # what cannot be written fails now, not later
+    for file in map(folder.joinpath, names):
+        if file.exists() and not force:
+            raise InputError(f"--out {folder} holds a run: --resume it, --force, or another --out")
+        file.unlink(missing_ok=True)
 
 
 class Run:
@@ -690,14 +596,12 @@ class Run:
         self.step, self.best, self.seconds = 0, math.inf, 0.0
         self.rank, self.world = processes()
         self.params = sum(p.numel() for p in model.parameters())
-        with first_process_first():
-            if args.resume:
-                held = load_checkpoint(self.folder / "last.pt", name)
-                load_parts(self.parts, held, self.folder / "last.pt")
-                self.step, self.best, self.rows = held["step"], held["best"], held["rows"]
-                self.seconds = self.rows[-1]["seconds"]
-            if not self.rank:
-                take_folder(self.folder, args)
+        if args.resume:
+            held = load_checkpoint(self.folder / "last.pt", name, self.parts)
+            self.step, self.best, self.rows = held["step"], held["best"], held["rows"]
+            self.seconds = self.rows[-1]["seconds"]
+        elif not self.rank:
+            take_folder(self.folder, args.force)
         self.started = time.time()
         print(f"{name}: {self.params:,} parameters on {args.device}; run folder {self.folder}"
               + f", going on from step {self.step}" * (self.step > 0), flush=True)
@@ -730,22 +634,24 @@ class Run:
         losses = {name: total / frames for name, total in zip(self.sums, totals)}
         losses |= {"valid_" + name: value for name, value in valid.items()}
         if not all(abs(value) < 1e9 for value in losses.values()):  # nan is not either
-            raise InputError(f"diverged by step {self.step}: " + (
-                f"go on from step {self.rows[-1]['step']} by --resume with a smaller --lr"
-                if self.rows else "start again with a smaller --lr"))
+            raise InputError(f"diverged by step {self.step}; try --resume with a smaller --lr")
         seconds, self.started, self.sums = time.time() - self.started, time.time(), {}
         self.seconds += seconds
-        print(f"step {self.step} of {steps}: {in_words(losses)}, {frames / seconds:,.0f} frames/s, "
+        print(f"step {self.step} of {steps}:", *(f"{k} {v:.3f}," for k, v in losses.items()),
+              f"{frames / seconds:,.0f} frames/s,",
               f"{self.seconds / self.step * (steps - self.step) / 60:.1f} min left", flush=True)
         self.rows.append({"step": self.step, "seconds": round(self.seconds, 1),
                           "frames_per_second": round(frames / seconds), **losses})
-        if self.rank:
-            return
-        write_log(self.rows, self.folder / "log.csv")
-        if best is not None and best < self.best:
-            self.best = best
-            self._save("model.pt", {"model": self.model})
-        self._save("last.pt", self.parts)
+        if not self.rank:
+            names = dict.fromkeys(name for row in self.rows for name in row)
+            lines = [names, *([str(row.get(name, "")) for name in names] for row in self.rows)]
+            text = "".join(",".join(line) + "\n" for line in lines)
+            (self.folder / "log.csv").write_text(text)
+            if best is not None and best < self.best:
+                self.best = best
+                self._save("model.pt", {"model": self.model})
+            self._save("last.pt", self.parts)
+        sum_over_processes(torch.zeros(1))  # the others wait until the first has written it
 
     def _save(self, file, parts):
         save_checkpoint(self.folder / file, {
@@ -756,158 +662,105 @@ class Run:
             "parts": {name: part.state_dict() for name, part in parts.items()}})
 
     def load_best(self):
-        """Put the weights of the best validation step (model.pt) into the model."""
-        with first_process_first():
-            held = load_checkpoint(self.folder / "model.pt", self.name)
-        load_parts({"model": self.model}, held, self.folder / "model.pt")
+        """Put the weights of the best validation step into the model."""
+        load_checkpoint(self.folder / "model.pt", self.name, {"model": self.model})
 
     def finish(self, test):
         """Write result.json with the test figures, curves.png, and a first piece."""
-        print(f"test: {in_words(test)}", flush=True)
+        print("test:", *(f"{name} {value:.3f}" for name, value in test.items()), flush=True)
         if self.rank:
             return
-        speed = round(np.mean([row["frames_per_second"] for row in self.rows]))
+        speed = np.mean([row["frames_per_second"] for row in self.rows])
         result = {"model": self.name, "params": self.params, "steps": self.step, "test": test,
-                  "train_seconds": round(self.seconds, 1), "frames_per_second": speed,
+                  "train_seconds": round(self.seconds, 1), "frames_per_second": round(speed),
                   "corpus": self.corpus.name, "time_step": self.corpus.time_step,
                   "config": vars(self.args)}
-        write_atomic(self.folder / "result.json", json.dumps(result, indent=1) + "\n")
+        (self.folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
         draw_curves({self.name: self.rows}, self.folder / "curves.png")
         generator = torch.Generator(self.args.device).manual_seed(self.args.seed)
         roll = self.model.sample(1, 256, generator)[0].cpu().numpy()
-        write_music(self.folder / "sample",
-                    to_parts(roll, self.corpus.time_step, self.args.voices))
-        print(f"wrote {self.folder}/sample.mid, .wav and .png; more: python sample.py "
-              f"{self.folder}", flush=True)
+        write_music(self.folder / "sample", roll, self.corpus.time_step, voices=self.args.voices)
+        print(f"wrote {self.folder}/sample.mid, .wav, .png; more: python sample.py {self.folder}")
 
 
 # ---------------------------------------------------------------------------------- music, pictures
 
-def to_parts(roll, time_step=0.5, voices=4):
-    """A roll (T, 88), a frame lasting time_step quarter notes, as a line per voice, by to_voices:
-    {"soprano": (N, 3), ...}, notes as read_notes gives them. Their union is the roll."""
+def roll_to_midi(roll, time_step=0.5, bpm=80, voices=4):
+    """A roll (T, 88) as a pretty_midi.PrettyMIDI, an instrument per voice. time_step: a frame's
+    length in quarter notes; bpm: quarter notes per minute."""
+    score, frame = pretty_midi.PrettyMIDI(resolution=480, initial_tempo=bpm), time_step * 60 / bpm
     names = ["soprano", "alto", "tenor", *(f"voice {v}" for v in range(4, voices))]
     names[voices - 1:] = ["bass"] if voices > 1 else ["soprano"]
-    parts = {}
     for name, line in zip(names, to_voices(torch.as_tensor(roll), voices).numpy().T):
         edges = np.flatnonzero(np.diff(line, prepend=0, append=0))  # where a note starts or ends
-        notes = [(time_step * start, time_step * end, line[start] - 1 + LOWEST)
-                 for start, end in zip(edges, edges[1:]) if line[start]]
-        parts[name] = np.array(notes, float).reshape(-1, 3)
-    return parts
+        part = pretty_midi.Instrument(0, name=name)
+        part.notes = [pretty_midi.Note(80, int(line[a]) - 1 + LOWEST, a * frame, b * frame)
+                      for a, b in zip(edges, edges[1:]) if line[a]]
+        score.instruments.append(part)
+    return score
 
 
-def parts_to_midi(parts, bpm=80, events=None, ticks=480):
-    """to_parts's lines as a mido.MidiFile, a track per voice; ticks: per quarter note. events:
-    [(quarter note, mido.MetaMessage)] for a first track, else bpm quarter notes per minute and 4/4.
-    (pretty_midi knows neither markers nor ticks.)"""
-    tempo = mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(bpm))
-    tracks = [events or [(0, tempo), (0, mido.MetaMessage("time_signature"))]]  # 4/4
-    for i, (name, notes) in enumerate(parts.items()):
-        channel = i % 15 + (i % 15 > 8)  # never 9, which is for drums
-        tracks.append([(0, mido.MetaMessage("track_name", name=name))] + [
-            (when, mido.Message("note_on", note=int(pitch), velocity=velocity, channel=channel))
-            for *times, pitch in notes for when, velocity in zip(times, (80, 0))])
-    file = mido.MidiFile(type=1, ticks_per_beat=ticks)
-    for track in tracks:
-        now, messages = 0, mido.MidiTrack()
-        track = [(round(quarter * ticks), message) for quarter, message in track]
-        track.sort(key=lambda event: (event[0], getattr(event[1], "velocity", 0)))  # releases first
-        for tick, message in track:
-            messages.append(message.copy(time=tick - now))
-            now = tick
-        file.tracks.append(messages)
-    return file
+def write_music(stem, roll, time_step=0.5, bpm=80, voices=4):
+    """Write a roll as stem.mid, stem.wav and stem.png; see roll_to_midi."""
+    score = roll_to_midi(roll, time_step, bpm, voices)
+    score.write(f"{stem}.mid")
+    write_wav(f"{stem}.wav", score)
+    with picture(f"{stem}.png") as axes:
+        for axis in axes:
+            draw_score(axis, Path(stem).name, score)
 
 
-def roll_to_midi(roll, time_step=0.5, bpm=80, voices=4):
-    """A roll (T, 88) as a pretty_midi.PrettyMIDI, an instrument per voice; .write(path) writes it.
-    time_step: a frame's length in quarter notes; bpm: quarter notes per minute."""
-    return pretty_midi.PrettyMIDI(mido_object=parts_to_midi(to_parts(roll, time_step, voices), bpm))
-
-
-def write_music(stem, parts, bpm=80, events=None, ticks=480, sound=True, soundfont=None):
-    """Write to_parts's lines as stem.mid, stem.png and, if sound, stem.wav (22,050 Hz, mono); see
-    parts_to_midi. soundfont: an .sf2 file for FluidSynth; else it sounds like an organ."""
-    parts_to_midi(parts, bpm, events, ticks).save(f"{stem}.mid")
-    draw_music({Path(stem).name: parts}, f"{stem}.png", events)
-    if not sound:
-        return
-    score = pretty_midi.PrettyMIDI(f"{stem}.mid")
-    if soundfont:
-        samples = score.fluidsynth(22050, synthesizer=str(soundfont))
-    else:
+def write_wav(path, score, samples=None):
+    """A PrettyMIDI as a WAV file, 22,050 Hz, mono; samples: (N,), instead of an organ's sound."""
+    if samples is None:
         samples = score.synthesize(22050, lambda x: sum(np.sin(n * x) / n**2 for n in range(1, 5)))
     samples = 30000 * samples / max(1e-9, np.abs(samples).max(initial=0))
-    with wave.open(f"{stem}.wav", "wb") as file:
+    with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, 22050, 0, "NONE", ""))  # mono, 16 bits
         file.writeframes(samples.astype("<i2").tobytes())
 
 
-def figure(rows, columns=1, size=(12, 2.4)):
-    """A picture and the list of its axes, `size` inches each; (None, []) without matplotlib."""
+@contextlib.contextmanager
+def picture(path, rows=1, columns=1, size=(16, 2.8)):
+    """Axes to draw on, `size` inches each, of a picture at path; without matplotlib none."""
     try:
         from matplotlib.figure import Figure  # pyplot would change a notebook's backend
     except ImportError:
-        if not hasattr(figure, "said"):
-            print("no pictures: matplotlib is missing (pip install matplotlib)", file=sys.stderr)
-        figure.said = True
-        return None, []
-    picture = Figure((size[0] * columns, size[1] * rows), dpi=90, layout="tight")
-    return picture, list(picture.subplots(rows, columns, squeeze=False).flat)
+        print(f"no {path}: matplotlib is missing (pip install matplotlib)", file=sys.stderr)
+        yield []
+        return
+    figure = Figure((size[0] * columns, size[1] * rows), dpi=90, layout="tight")
+    yield list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure.savefig(path)
 
 
-def draw_music(rows, path, events=None):
-    """Draw {title: parts}, one above the other, a colour per voice. Bars and beats are marked where
-    the events (see parts_to_midi) hold a time signature; what lies before a marker is shaded."""
-    end = max(notes[:, 1].max(initial=1) for parts in rows.values() for notes in parts.values())
-    metres = [(quarter, m) for quarter, m in events or () if m.type == "time_signature"]
-    bars, beats = [], []
-    for (first, metre), (stop, _) in zip(metres, [*metres[1:], (end, None)]):
-        bars += np.arange(first, stop, 4 * metre.numerator / metre.denominator).tolist()
-        beats += np.arange(first, stop, 4 / metre.denominator).tolist()
-    picture, axes = figure(len(rows), 1, (min(16, 4 + end / 10), 2.8))
-    for axis, (title, parts) in zip(axes, rows.items()):
-        for i, (name, notes) in enumerate(parts.items()):
-            start, stop, pitch = notes.T
-            axis.barh(pitch, stop - start, 1, start, color=f"C{i}", label=name, ec="white", lw=0.5)
-        if bars:
-            some = slice(None, None, 1 + len(bars) // 24)
-            axis.set_xticks(bars[some], range(1, len(bars) + 1)[some])
-            axis.set_xticks(beats, minor=True)
-        axis.set(title=title, xlim=(0, end), xlabel="bar" if bars else "quarter note")
-        low, high = axis.get_ylim()
-        axis.set_yticks(range(24, 109, 12), [f"C{octave}" for octave in range(1, 9)])
-        axis.set_ylim(low, high)
-        for quarter in [quarter for quarter, message in events or () if message.type == "marker"]:
-            axis.axvspan(0, quarter, color="0.9", zorder=0)
-            axis.axvline(quarter, color="black")
-        axis.grid(alpha=0.4)
-        axis.legend(loc="upper left", bbox_to_anchor=(1, 1), ncols=1 + len(parts) // 8)
-    if picture:
-        picture.savefig(path)
+def draw_score(axis, title, score):
+    """Draw a PrettyMIDI's notes, a colour per instrument."""
+    for i, part in enumerate(score.instruments):
+        notes = np.array([(note.start, note.end, note.pitch) for note in part.notes])
+        start, end, pitch = notes.reshape(-1, 3).T
+        axis.barh(pitch, end - start, 1, start, color=f"C{i}", label=part.name, ec="white", lw=0.5)
+    seen = axis.get_ylim()
+    axis.set_yticks(range(24, 109, 12), [f"C{octave}" for octave in range(1, 9)])
+    axis.set(title=title, xlabel="seconds", xlim=(0, score.get_end_time()), ylim=seen)
+    axis.grid(alpha=0.4)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), ncols=1 + len(score.instruments) // 8)
 
 
 def draw_curves(runs, path):
     """Draw log rows {run: [{"step": ..., name: value}]}: a panel per quantity, training dashed."""
     names = dict.fromkeys(name.removeprefix("valid_") for rows in runs.values() for row in rows
                           for name in row if name not in ("step", "seconds", "frames_per_second"))
-    picture, axes = figure(-(-len(names) // 3) or 1, min(3, len(names)) or 1, (4.2, 2.8))
-    for axis in axes[len(names):]:
-        axis.axis("off")
-    for name, axis in zip(names, axes):
-        for i, (run, rows) in enumerate(runs.items()):
-            for column, line in ((name, "--"), ("valid_" + name, "-")):
-                points = [(row["step"], row[column]) for row in rows if column in row]
-                if points:
-                    axis.plot(*zip(*points), line, color=f"C{i}", label=f"{run} {column}")
-        low, high = axis.dataLim.intervaly
-        axis.set_yscale("log" if high > 1000 * low > 0 else "linear")
-        axis.set(title=name.replace("_", " "), xlabel="step")
-        axis.grid(alpha=0.4)
-        axis.legend(fontsize=7)
-    if picture:
-        picture.savefig(path)
+    with picture(path, len(names) or 1, 1, (8, 2.4)) as axes:
+        for name, axis in zip(names, axes):
+            for i, (run, rows) in enumerate(runs.items()):
+                for column, line in ((name, "--"), ("valid_" + name, "-")):
+                    points = [(row["step"], row[column]) for row in rows if column in row]
+                    if points:
+                        axis.plot(*zip(*points), line, color=f"C{i}", label=f"{run} {column}")
+            axis.set(title=name, xlabel="step")
+            axis.grid(alpha=0.4)
+            axis.legend(fontsize=7)
 
 
 def main(argv=None):

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import mido
 import numpy as np
+import pretty_midi
 import torch
 
 import data
@@ -185,24 +186,73 @@ def draw(model, held, args, length, time_step, events=None, **given):
     return model.sample(n, length, generator, **options, **given).cpu().numpy()
 
 
+def to_parts(roll, time_step, voices):
+    """A roll as a line per voice, {"soprano": (N, 3), ...}, notes as data.read_notes gives them."""
+    score = data.roll_to_midi(roll, time_step, 60, voices)  # whose seconds are quarter notes
+    return {part.name: np.array([(n.start, n.end, n.pitch) for n in part.notes]).reshape(-1, 3)
+            for part in score.instruments}
+
+
+def parts_to_midi(parts, bpm=80, events=None, ticks=480):
+    """to_parts's lines as a mido.MidiFile, a track per voice, with `ticks` per quarter note; on a
+    first track events, [(quarter note, message)], or bpm and 4/4. pretty_midi, which data.py writes
+    with, knows neither markers nor the ticks of a given file."""
+    tempo = mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(bpm))
+    tracks = [events or [(0, tempo), (0, mido.MetaMessage("time_signature"))]]  # 4/4
+    for i, (name, notes) in enumerate(parts.items()):
+        channel = i % 15 + (i % 15 > 8)  # never 9, which is for drums
+        tracks.append([(0, mido.MetaMessage("track_name", name=name))] + [
+            (when, mido.Message("note_on", note=int(pitch), velocity=velocity, channel=channel))
+            for *times, pitch in notes for when, velocity in zip(times, (80, 0))])
+    file = mido.MidiFile(ticks_per_beat=ticks)
+    for track in tracks:
+        track = [message.copy(time=round(quarter * ticks)) for quarter, message in track]
+        track.sort(key=lambda m: (m.time, getattr(m, "velocity", 0)))  # releases first
+        before = [0] + [message.time for message in track]
+        file.tracks.append(mido.MidiTrack(m.copy(time=m.time - b) for m, b in zip(track, before)))
+    return file
+
+
+def draw_rows(rows, path, *timing):
+    """Draw {title: parts} one above the other, with bars and beats; what lies before a marker is
+    shaded. timing: bpm, events and ticks as of parts_to_midi."""
+    files = [parts_to_midi(parts, *timing) for parts in rows.values()]
+    scores = [pretty_midi.PrettyMIDI(mido_object=file) for file in files]
+    end = max(score.get_end_time() for score in scores)
+    with data.picture(path, len(rows), 1, (min(16, 4 + end / 8), 2.8)) as axes:
+        for axis, title, score, file in zip(axes, rows, scores, files):
+            data.draw_score(axis, title, score)
+            bars = score.get_downbeats()
+            some = slice(None, None, 1 + len(bars) // 24)
+            axis.set_xticks(bars[some], range(1, len(bars) + 1)[some])
+            axis.set_xticks(score.get_beats(), minor=True)
+            axis.set(xlabel="bar", xlim=(0, end))
+            tick = 0
+            for message in file.tracks[0]:
+                tick += message.time
+                if message.type == "marker":
+                    axis.axvspan(0, score.tick_to_time(tick), color="0.9", zorder=0)
+                    axis.axvline(score.tick_to_time(tick), color="black")
+
+
 def write(stem, parts, args, events=None, ticks=480, rows=None):
     """Write a piece as MIDI, WAV and picture under the next number that is free in the folder, all
     of it at the end or nothing. rows: what the picture shows, if not these parts alone."""
-    folder = Path(args.out or args.run / "samples")
+    folder, timing = Path(args.out or args.run / "samples"), (args.bpm or 80, events, ticks)
     taken = {file.stem for file in folder.glob("*")}
     name = next(f"{stem}-{i:02}" for i in range(1, 10**9) if f"{stem}-{i:02}" not in taken)
-    try:
-        with tempfile.TemporaryDirectory() as part:
-            path = Path(part, name)
-            data.write_music(path, parts, args.bpm or 80, events, ticks, not args.no_wav,
-                             args.soundfont)
-            if rows:
-                data.draw_music(rows, f"{path}.png", events)
-            folder.mkdir(parents=True, exist_ok=True)
-            for file in Path(part).iterdir():
-                shutil.move(file, folder)
-    except OSError as error:
-        raise data.InputError(f"cannot write to {folder}: {error.strerror}") from None
+    with tempfile.TemporaryDirectory() as part:
+        path = Path(part, name)
+        midi = parts_to_midi(parts, *timing)
+        midi.save(f"{path}.mid")
+        draw_rows(rows or {name: parts}, f"{path}.png", *timing)
+        if not args.no_wav:
+            score = pretty_midi.PrettyMIDI(mido_object=midi)
+            data.write_wav(f"{path}.wav", score, args.soundfont and score.fluidsynth(
+                22050, synthesizer=args.soundfont))
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in Path(part).iterdir():
+            shutil.move(file, folder)
     print(f"wrote {folder / name}.mid" + ", .wav" * (not args.no_wav) + ", .png")
 
 
@@ -216,7 +266,7 @@ def sample(model, held, args):
     """New pieces."""
     time_step = args.time_step or held["time_step"]
     for roll in draw(model, held, args, args.length or 256, time_step):
-        write("sample" + settings(args), data.to_parts(roll, time_step, held["voices"]), args)
+        write("sample" + settings(args), to_parts(roll, time_step, held["voices"]), args)
 
 
 def prime(model, held, args):
@@ -238,7 +288,7 @@ def prime(model, held, args):
     rolls = draw(model, held, args, args.length or 256, time_step, events,
                  prime=roll[roll.any(1).argmax():])
     for rest in rolls:
-        parts = data.to_parts(np.concatenate([roll, rest]), time_step, held["voices"])
+        parts = to_parts(np.concatenate([roll, rest]), time_step, held["voices"])
         write(f"prime-{Path(args.prime).stem}" + settings(args), parts, args,
               [*events, (new, mido.MetaMessage("marker", text="new music"))], ticks)
 
@@ -253,9 +303,9 @@ def melody(model, held, args):
     start = roll.any(1).argmax()
     for new in draw(model, held, args, len(roll) - start, time_step, events, melody=roll[start:]):
         lower = np.concatenate([roll[:start], new & ~roll[start:]])
-        lower = data.to_parts(lower, time_step, held["voices"] - 1).values()
+        lower = to_parts(lower, time_step, held["voices"] - 1).values()
         lower = [keep_below(part, tune, time_step / 4) for part in lower]
-        parts = dict(zip(data.to_parts(roll, time_step, held["voices"]), [tune, *lower]))
+        parts = dict(zip(to_parts(roll, time_step, held["voices"]), [tune, *lower]))
         write(f"melody-{Path(args.melody).stem}" + settings(args), parts, args, events, ticks)
 
 
@@ -281,9 +331,9 @@ def reconstruct(model, held, args):
     start = roll.any(1).argmax()
     windows = decode(model, held, latents(model, roll[start:]))
     rebuilt = np.concatenate([roll[:start], *windows])[:len(roll)]
-    parts = data.to_parts(rebuilt, time_step, held["voices"])
+    parts = to_parts(rebuilt, time_step, held["voices"])
     write(f"reconstruct-{Path(args.reconstruct).stem}", parts, args, events, ticks,
-          {Path(args.reconstruct).name: data.to_parts(roll, time_step, held["voices"]),
+          {Path(args.reconstruct).name: to_parts(roll, time_step, held["voices"]),
            f"rebuilt, F1 of the notes {note_f1(roll, rebuilt):.3f}": parts})
 
 
@@ -298,9 +348,9 @@ def interpolate(model, held, args):
     for i, (a, b) in enumerate(zip(rolls, rolls[1:])):
         print(f"{i} to {i + 1}: {100 * (1 - note_f1(a, b)):.0f} % of the notes differ")
     print(f"end to end: {100 * (1 - note_f1(rolls[0], rolls[-1])):.0f} %")
-    parts = [data.to_parts(roll, time_step, held["voices"]) for roll in rolls]
+    parts = [to_parts(roll, time_step, held["voices"]) for roll in rolls]
     write("interpolate-" + "-".join(Path(path).stem for path in args.interpolate),
-          data.to_parts(np.concatenate(rolls), time_step, held["voices"]), args,
+          to_parts(np.concatenate(rolls), time_step, held["voices"]), args,
           rows={f"{i} of {len(rolls) - 1}": part for i, part in enumerate(parts)})
 
 
@@ -603,7 +653,7 @@ def compare(args):
     print(text)
     folder = Path(args.out or next(iter(runs.values()), [Path("runs/x")])[0].parent)
     folder.mkdir(parents=True, exist_ok=True)
-    data.write_atomic(folder / "compare.md", text + "\n")
+    (folder / "compare.md").write_text(text + "\n")
     draw_comparison(distances, np.mean(floor), known, folder / "compare.png")
     data.draw_curves({name: read_log(path) for name, (path, *_) in runs.items()},
                      folder / "curves.png")
@@ -629,16 +679,15 @@ def read_log(run):
 def draw_comparison(distances, floor, known, path):
     """Draw style and chord-change distance of each set as bars, the first `known` in grey, and the
     floor of the training pieces as a line."""
-    picture, axes = data.figure(1, 2, (5.5, 0.4 * len(distances) + 1.2))
-    for axis, what in zip(axes, ("style", "chord change")):
-        axis.barh(list(distances), [each[what] for each in distances.values()],
-                  color=["0.6" if i < known else "C0" for i in range(len(distances))])
-        axis.set(title=f"{what}: distance to the test pieces")
-        axis.grid(axis="x", alpha=0.4)
-        axis.invert_yaxis()
-    if picture:
-        axes[0].axvline(floor, color="black")
-        picture.savefig(path)
+    with data.picture(path, 1, 2, (5.5, 0.4 * len(distances) + 1.2)) as axes:
+        for axis, what in zip(axes, ("style", "chord change")):
+            axis.barh(list(distances), [each[what] for each in distances.values()],
+                      color=["0.6" if i < known else "C0" for i in range(len(distances))])
+            axis.set(title=f"{what}: distance to the test pieces")
+            axis.grid(axis="x", alpha=0.4)
+            axis.invert_yaxis()
+            if what == "style":
+                axis.axvline(floor, color="black")
 
 
 # ------------------------------------------------------------------------------------ command line

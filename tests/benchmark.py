@@ -24,6 +24,7 @@ import torch
 
 import data
 import lstm
+import sample
 
 
 class Stop(Exception):
@@ -123,7 +124,7 @@ def corpus(args):
         for i in range(args.files):  # pieces of their own: moved, a tenth of their notes left out
             notes, _ = data.read_notes(files[i % len(files)])
             notes = notes[rng.random(len(notes)) < 0.9] + [0, 0, rng.integers(-5, 6)]
-            data.parts_to_midi({"notes": notes}).save(music / f"{i}.mid")
+            sample.parts_to_midi({"notes": notes}).save(music / f"{i}.mid")
         started = now("cpu")
         for file in sorted(music.iterdir()):
             pretty_midi.PrettyMIDI(str(file))

@@ -117,16 +117,6 @@ def test_a_beginning_goes_on_with_its_metre_and_a_marker(runs, scores, tmp_path)
         assert len(roll) <= frames + 16
 
 
-def test_tracks_are_lines_and_together_the_roll(corpus, tmp_path):
-    data.write_music(tmp_path / "x", data.to_parts(corpus.test[0], 0.5), bpm=72)
-    parts, events = read(tmp_path / "x.mid")
-    roll = data.notes_to_roll(np.concatenate([*map(np.array, parts.values())]), 0.5)[0]
-    assert np.array_equal(roll, corpus.test[0]) and len(parts) == 4
-    assert [event["type"] for _, event in events] == ["set_tempo", "time_signature"]
-    assert mido.tempo2bpm(events[0][1]["tempo"]) == pytest.approx(72, abs=1e-3)
-    assert (tmp_path / "x.wav").stat().st_size > 2 * 22050 * len(roll) / 2 * 60 / 72
-
-
 def test_the_top_line_of_a_score():
     notes = np.array([(0, 1.02, 72), (0, 4, 60), (1, 2, 71), (1.5, 3, 64), (2, 4, 74), (5, 6, 50)])
     assert sample.top_line(notes).tolist() == [[0, 1, 72], [1, 2, 71], [2, 4, 74], [5, 6, 50]]
@@ -142,7 +132,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(runs, tmp_path, monkeyp
 
     def ctrl_c(*_, **__):
         raise KeyboardInterrupt
-    monkeypatch.setattr(data, "draw_music", ctrl_c)
+    monkeypatch.setattr(sample, "draw_rows", ctrl_c)
     capsys.readouterr()
     assert call(*flags[:-1], tmp_path / "new") != 0 and not (tmp_path / "new").exists()
     assert capsys.readouterr().err.strip().count("\n") == 0
