@@ -45,7 +45,6 @@ class InputError(argparse.ArgumentTypeError, ValueError):
 
 
 # -------------------------------------------------------------------------------------------- MIDI
-
 # Usual note lengths in quarter notes: plain, dotted and triplet values, whole note to 1/32.
 NOTE_VALUES = np.array([4, 3, 2, 1.5, 4/3, 1, 3/4, 2/3, 1/2, 3/8, 1/3, 1/4, 1/6, 1/8])
 
@@ -121,7 +120,6 @@ def cut_silence(roll, longest=4):
 
 
 # ------------------------------------------------------------------------------ voices and symbols
-
 def to_voices(frames, voices=4):
     """The symbol of each voice: frames (..., 88) -> long (..., V), 0 a rest, k + 1 key k. Highest
     notes first, but the lowest of several is the last voice. With more notes than voices the top
@@ -176,7 +174,6 @@ def sample_voices(logits, generator=None, temperature=1.0, top_p=1.0, skip_top=0
 
 
 # ------------------------------------------------------------------------------------------ corpus
-
 def progress(items, what):
     """Go through a list; on a terminal a line says how far."""
     for done, item in enumerate(items):
@@ -196,8 +193,7 @@ def export_bach(folder=BACH, names=None):
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as part, \
             warnings.catch_warnings(action="ignore"):
-        part = Path(part, "midi")
-        part.mkdir()
+        (part := Path(part, "midi")).mkdir()
         for source in progress(sources, f"writing music21's Bach scores to {folder}"):
             score = converter.parse(source, forceSource=True, storePickle=False)
             score.write("midi", part / f"{source.stem}.mid")
@@ -255,14 +251,14 @@ def read_corpus(root, files, time_step, voices):
     parts, note = split_pieces(root, pieces)
     steps = Counter(piece.step for some in parts.values() for piece in some)
     sounding = torch.cat([piece.roll for piece in pieces]).sum(1).double()
-    drums, off_keys, dropped = left_out
+    drums, off_keys, crowded = left_out
     report = [
         *(f"{part}: {len(some)} pieces, {sum(len(piece.roll) for piece in some)} frames"
           for part, some in parts.items()),
         "time steps: " + ", ".join(f"{Fraction(step / 4).limit_denominator(96)} in {n} pieces"
                                    for step, n in sorted(steps.items())),
         f"{sounding.mean():.2f} notes at once; {(sounding == 0).double().mean():.1%} of the frames "
-        f"silent; left out: {dropped / (dropped + sounding.sum()):.1%} of the sounding keys, more "
+        f"silent; left out: {crowded / (crowded + sounding.sum()):.1%} of the sounding keys, more "
         f"than {voices} at once; {drums} drum notes; {off_keys} notes off the 88 keys", note]
     return {**{part: [piece.roll for piece in some] for part, some in parts.items()},
             "names": {part: [piece.path.stem for piece in some] for part, some in parts.items()},
@@ -309,26 +305,24 @@ def merge_works(works, rolls):
 
 
 def split_works(works):
-    """{work: part}: by the MD5 of their names the first tenth, rounded up, is for test, the next
-    for valid, the rest for train: the same on every machine and for any seed."""
+    """{work: part}: by the MD5 of the names a tenth is test, the next valid, the rest train."""
     works = sorted(set(works), key=lambda work: hashlib.md5(work.encode()).hexdigest())
     tenth = math.ceil(len(works) / 10)
     return dict(zip(works, ["test"] * tenth + ["valid"] * tenth + ["train"] * len(works)))
 
 
 # ----------------------------------------------------------------------------------------- batches
-
 class Windows:
     """Windows of `window` frames over pieces (T, 88), one every `hop` frames, held as one uint8
     tensor on the device. What reaches past a piece's end is padded with silence and masked, or left
-    out (full=True). Raises InputError for what is no roll, or if no window is left."""
+    out (full=True). Raises InputError."""
 
     def __init__(self, pieces, window, device="cpu", hop=16, full=False):
         self.window, hop, spans, offset = window, min(hop, window), [], 0
         for piece in map(np.asarray, pieces):
             if piece.shape[1:] != (KEYS,) or not ((piece == 0) | (piece == 1)).all():
-                raise InputError("a piano roll is (T, 88) of 0 and 1, "
-                                 f"not {piece.shape} up to {piece.max(initial=0)}")
+                raise InputError("a piano roll is an array (T, 88) of 0 and 1, not "
+                                 f"{piece.shape} with values up to {piece.max(initial=0)}")
             for start in range(0, max(len(piece) - window, 0) + hop, hop):
                 if not full or start + window <= len(piece):
                     spans.append((offset + start, min(window, len(piece) - start)))
@@ -389,7 +383,6 @@ def divergence(a, b):
 
 
 # ------------------------------------------------------------------- processes and the command line
-
 def processes():
     """(rank of this process, how many there are): (0, 1) unless torchrun started several."""
     several = distributed.is_available() and distributed.is_initialized()
@@ -414,15 +407,14 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the defaults in the help, and InputError for bad flags. about: its first line
-    says what the program does; run: a model's name, for the flags of what this file does for it;
-    corpus: for those of a corpus alone; log: what the names in the log mean."""
+    """argparse, with InputError for bad flags. run: a model's name, for the flags of what this file
+    does for it; "" for those of a corpus alone. log: what the names in the log mean."""
 
-    def __init__(self, about, run=None, log=None, corpus=False):
+    def __init__(self, about, run=None, log=None):
         super().__init__(description=about.splitlines()[0], allow_abbrev=False,
                          formatter_class=_Help, epilog=log and f"In the log: {log}.")
         add = self.add_argument
-        if run or corpus:
+        if run is not None:
             add("--data", help="folder of MIDI files, searched below (default: music21's Bach)")
             add("--time-step", type=note_value, help="of all pieces, as 1/16 (default: its own)")
             add("--voices", type=number(int, 1, KEYS), default=4, help="notes at once; 1: the top")
@@ -500,13 +492,10 @@ def cli(main, stopped="stopped; the same command with --resume goes on from the 
         if processes()[1] > 1:
             distributed.destroy_process_group()
         return
-    except KeyboardInterrupt:
-        message = stopped
-    except (InputError, OSError) as error:
-        message = error
+    except (KeyboardInterrupt, InputError, OSError) as error:
+        message = str(error) or stopped  # Ctrl-C says nothing
     except (MemoryError, RuntimeError) as error:
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        if not re.search("OutOfMemory|MemoryError|ALLOC_FAILED|(out of|allocate) memory", text):
+        if not re.search("MemoryError|ALLOC_FAILED|(out of|allocate) memory", repr(error)):
             raise
         message = "not enough memory; take a smaller --batch, --window, --hidden or -n"
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
@@ -514,10 +503,8 @@ def cli(main, stopped="stopped; the same command with --resume goes on from the 
 
 
 # -------------------------------------------------------------------------------------------- runs
-
 def save_checkpoint(path, content):
-    """torch.save under another name, flushed to disk, then renamed: what stands at path is whole,
-    new or old. Raises InputError if it cannot be written."""
+    """torch.save; what stands at path is always whole, new or old. Raises InputError."""
     part, buffer = Path(path).with_name(f".{Path(path).name}.part"), io.BytesIO()
     torch.save(content, buffer)
     try:
@@ -574,14 +561,13 @@ def warmup_cosine(step, steps):
 
 def take_folder(folder, force):
     """Make a run folder; of a run that it holds, by force the files go, and only these."""
-    names = ("model.pt", "last.pt", "log.csv", "result.json", "curves.png", "sample.mid",
-             "sample.wav", "sample.png")
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()  # what cannot be written fails now, not later
-    for file in map(folder.joinpath, names):
-        if file.exists() and not force:
+    for name in ("model.pt", "last.pt", "log.csv", "result.json", "curves.png", "sample.mid",
+                 "sample.wav", "sample.png"):
+        if not force and (folder / name).exists():
             raise InputError(f"--out {folder} holds a run: --resume it, --force, or another --out")
-        file.unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
 
 
 class Run:
@@ -607,8 +593,7 @@ class Run:
               + f", going on from step {self.step}" * (self.step > 0), flush=True)
 
     def steps(self, last):
-        """The training steps that are left, up to `last`. Each seeds all its randomness, so that a
-        resumed run draws what an uninterrupted one would."""
+        """The steps left; each seeds all its randomness, so that a resumed run draws the same."""
         for self.step in range(self.step + 1, last + 1):
             torch.manual_seed(self.args.seed * 10**9 + self.step)
             yield self.step
@@ -684,10 +669,9 @@ class Run:
 
 
 # ---------------------------------------------------------------------------------- music, pictures
-
 def roll_to_midi(roll, time_step=0.5, bpm=80, voices=4):
-    """A roll (T, 88) as a pretty_midi.PrettyMIDI, an instrument per voice. time_step: a frame's
-    length in quarter notes; bpm: quarter notes per minute."""
+    """A roll (T, 88) as a pretty_midi.PrettyMIDI, an instrument per voice. time_step: quarter notes
+    per frame; bpm: quarter notes per minute."""
     score, frame = pretty_midi.PrettyMIDI(resolution=480, initial_tempo=bpm), time_step * 60 / bpm
     names = ["soprano", "alto", "tenor", *(f"voice {v}" for v in range(4, voices))]
     names[voices - 1:] = ["bass"] if voices > 1 else ["soprano"]
@@ -764,8 +748,7 @@ def draw_curves(runs, path):
 
 
 def main(argv=None):
-    args = Parser("Say what a corpus of MIDI files holds; write the default one where missing.",
-                  corpus=True).parse_args(argv)
+    args = Parser("Say what a corpus holds; write the default one if missing.", "").parse_args(argv)
     corpus = load_corpus(args.data, args.time_step, args.voices)
     print(corpus.name, *corpus.report, sep="\n")
     if args.data is None:

@@ -1,7 +1,6 @@
 """An autoregressive LSTM over piano-roll frames (section 5.1 of the paper).
 
-A frame x_t (88 keys, 0 or 1) is read as it is and written as V voices, each one of 89 symbols (a
-rest or a key), given all frames before it:
+A frame x_t (88 keys, 0 or 1) is read as it is and written as V voices, each one of 89 symbols:
 
     h_t = LSTM(x_1, ..., x_{t-1})                                        (H)
     p(x_t | x_<t) = prod_v softmax(W h_t)_v [symbol of voice v in x_t]   W: (V * 89, H)
@@ -9,28 +8,23 @@ rest or a key), given all frames before it:
 
 The voices of a frame do not know of each other: attn_lstm.py chooses them one after the other.
 
-    python lstm.py                                                                # default run
+    python lstm.py  # default run; the paper's:
     python lstm.py --hidden 512 --window 32 --dropout 0.5 --lr 1e-3 --weight-decay 0 --voices 1
-                                                                                  # the paper's
 
 Differences from the paper: four voices (--voices 1 is its one-hot melody), transposed windows,
-AdamW with a schedule; a larger initialisation, since inputs are sparse (5 nats per frame at step
-150); the first frame is predicted too; equation (1) has a minus sign on one side only.
+AdamW with a schedule, a larger initialisation (inputs are sparse), the first frame predicted too.
+Equation (1) has a minus sign on one side only.
 """
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 import data
 
 
 class LSTM(nn.Module):
-    """Two-layer LSTM, one linear layer to the logits of all voices.
-
-    voices: V; window: frames of a training window; hidden: H; dropout: between the LSTM's layers
-    and on its output.
-    """
+    """Two-layer LSTM, one linear layer to the logits of all voices. voices: V; window: frames of a
+    training window; hidden: H; dropout: between the LSTM's layers and on its output."""
 
     def __init__(self, voices=4, window=64, hidden=256, dropout=0.4):
         super().__init__()
@@ -51,7 +45,7 @@ class LSTM(nn.Module):
         start = self.start.expand(len(frames), 1, -1)
         logits, _ = self.logits(torch.cat([start, frames[:, :-1]], 1))
         target = data.to_voices(frames, self.voices)  # (B, T, V)
-        nll = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none")
+        nll = nn.functional.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none")
         return nll.view_as(target).sum(-1) * mask
 
     def nll(self, frames, mask):
@@ -67,26 +61,23 @@ class LSTM(nn.Module):
     def sample(self, n, length, generator=None, temperature=1.0, top_p=0.9, skip_top=0, prime=None,
                melody=None):
         """n new pieces as bool (n, length, 88), frame by frame, drawn as data.sample_symbols says.
-
         prime: bool (T, 88), what they go on from. melody: bool (length, 88), whose top line voice 0
-        has; the others stay below, and where it rests all stay up to its last note.
-        """
+        has; the others stay below, and where it rests all stay up to its last note."""
         self.eval()
         frame, state, roll, last = self.start.expand(n, 1, -1), None, [], 0
         if prime is not None and len(prime):
             prime = torch.as_tensor(prime, device=frame.device).float().expand(n, -1, -1)
             _, state = self.logits(torch.cat([frame, prime[:, :-1]], 1))
             frame = prime[:, -1:]
-        if melody is not None:
-            tune = data.to_voices(torch.as_tensor(melody), 1)[:, 0].tolist()
         for t in data.progress(range(length), "sampling frames"):
             logits, state = self.logits(frame, state)  # (n, 1, V, 89)
             if melody is not None:
-                last = tune[t] or last
-                logits[..., last + (not tune[t]):] = -torch.inf
-                if tune[t]:
-                    logits[:, :, 0, :] = -torch.inf
-                    logits[:, :, 0, tune[t]] = 0
+                top = int(data.to_voices(torch.as_tensor(melody[t]), 1))  # a symbol, 0 a rest
+                last = top or last
+                logits[..., last + (not top):] = -torch.inf
+                if top:
+                    logits[:, :, 0] = -torch.inf
+                    logits[:, :, 0, top] = 0
                 else:  # a voice rests with it
                     logits[:, :, max(1, self.voices - 2), 1:] = -torch.inf
             voices = data.sample_voices(logits, generator, temperature, top_p, skip_top)
@@ -97,15 +88,13 @@ class LSTM(nn.Module):
 
 @torch.no_grad()
 def evaluate(model, pieces):
-    """Figures on held-out pieces (bool (T, 88)): nats per frame over whole pieces (nll), without
-    each piece's first frame, over windows that each start without context (nll_tiled), and nats
-    per sounding note."""
+    """Nats per frame of held-out pieces (bool (T, 88)): whole (nll), without their first frames,
+    over windows that each start without context (nll_tiled); and nats per sounding note."""
     model.eval()
-    device, T = model.start.device, model.window
-    whole = [model.frame_nll(*batch) for batch in data.whole_pieces(pieces, 16, device)]
+    whole = [model.frame_nll(*batch) for batch in data.whole_pieces(pieces, 16, model.start.device)]
     first = sum(nll[:, 0].sum().item() for nll in whole)
     total = sum(nll.sum().item() for nll in whole)
-    windows = data.Windows(pieces, T, device, hop=T)
+    windows = data.Windows(pieces, model.window, model.start.device, hop=model.window)
     tiled = sum(model.nll(*batch).sum().item() for batch in windows.chunks(64))
     model.train()
     frames, notes = sum(map(len, pieces)), sum(int(piece.sum()) for piece in pieces)
@@ -114,7 +103,7 @@ def evaluate(model, pieces):
 
 
 def train(args):
-    """Train as the flags say; leaves the run folder that data.Run describes."""
+    """Train as the flags say; data.Run writes the run's folder."""
     corpus = data.load_corpus(args.data, args.time_step, args.voices)
     torch.manual_seed(args.seed)
     model = LSTM(**data.config(LSTM, args)).to(args.device)
@@ -142,8 +131,7 @@ def train(args):
 
 
 def main(argv=None):
-    parser = data.Parser(__doc__, run="lstm", log=(
-        "nll, nats per frame (valid: held-out pieces); tiled: over windows that start anew"))
+    parser = data.Parser(__doc__, "lstm", log="nats per frame; valid: unseen; tiled: starting anew")
     add = parser.add_argument
     add("--window", type=data.positive_int, default=64, help="frames of a training window")
     add("--steps", type=data.positive_int, default=2000, help="training steps")

@@ -85,7 +85,6 @@ def load_model(folder, device="cpu"):
 
 
 # ----------------------------------------------------------------------------------- people's files
-
 def read_score(path, bpm=None):
     """A MIDI file: its notes as of data.read_notes; its changes of tempo, metre and key as a list
     of (quarter note, mido.MetaMessage); ticks per quarter note to write both with.
@@ -168,7 +167,6 @@ def keep_below(notes, tune, tolerance):
 
 
 # ------------------------------------------------------------------------------------------- verbs
-
 def draw(model, held, args, length, time_step, events=None, **given):
     """Sample as the flags say, and say how much that is: bool (n, length, 88). given: prime or
     melody; events: of the piece, for its metre and tempo."""
@@ -369,7 +367,6 @@ def slerp(a, b, n):
 
 
 # ------------------------------------------------------------------------------------------- style
-
 # How well each pitch class fits C major and minor: Krumhansl and Kessler 1982.
 MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
 MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17])
@@ -533,7 +530,6 @@ def excerpts(pieces, n, length, rng):
 
 
 # -------------------------------------------------------------------------------------- comparison
-
 def read_sets(args):
     """What --compare was given: runs on one corpus as {name: (path, model, checkpoint)}, folders of
     MIDI files as {name: files}, and a line for each that was left out."""
@@ -691,7 +687,6 @@ def draw_comparison(distances, floor, known, path):
 
 
 # ------------------------------------------------------------------------------------ command line
-
 def prime_length(text):
     """"4" or "4bars" -> (4, "bars"); "32frames" -> (32, "frames")."""
     match = re.fullmatch(r"([1-9]\d{0,4}) ?(bars?|frames?)?", text)
