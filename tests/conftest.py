@@ -45,6 +45,16 @@ def corpus(scores):
 
 
 @pytest.fixture(scope="session")
+def brief(corpus, tmp_path_factory):
+    """A folder with the beginnings of six chorales, 64 frames each, for trainings that only have to
+    run: 4 pieces to train on, 1 to validate, 1 to test."""
+    folder = tmp_path_factory.mktemp("brief")
+    for i, roll in enumerate(corpus.train[:6]):
+        data.roll_to_midi(roll[:64]).write(str(folder / f"{i}.mid"))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def batch(corpus):
     """Eight windows of 32 frames of real music: frames (8, 32, 88), mask (8, 32); the last two are
     padded."""
@@ -68,7 +78,15 @@ def train(name, corpus, out, *more, steps=6, eval_every=2):
 
 
 def silence(monkeypatch, module=data):
-    """No pictures and no sound at the end of a run: they are slow."""
+    """What is slow at the end of a run: no pictures, no sound, 8 frames of music."""
+    finish = module.Run.finish
+
+    def finish_soon(run, test):
+        sample = run.model.sample
+        run.model.sample = lambda n, _, *more: sample(n, 8, *more)
+        finish(run, test)
+        del run.model.sample
+    monkeypatch.setattr(module.Run, "finish", finish_soon)
     for function in ("write_music", "draw_curves"):
         monkeypatch.setattr(module, function, lambda *_, **__: None)
 

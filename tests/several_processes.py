@@ -4,9 +4,10 @@ torchrun --nproc_per_node=2 tests/several_processes.py DATA OUT"""
 import importlib
 import sys
 
+import pytest
 import torch
 
-from conftest import train  # first: it finds data.py
+from conftest import silence, train  # first: it finds data.py
 import data
 
 # Where nothing is random but the batch, a share of it computes what it does in the whole batch.
@@ -16,6 +17,7 @@ EXACT = {"lstm": "--dropout 0", "vae": "--latent 0 --dropout 0 --drop 0",
 
 def trainings(flags, corpus, out):
     """Train these models, {name: flags}, and resume lstm; in all processes they end alike."""
+    silence(pytest.MonkeyPatch())
     finish = data.Run.finish
 
     def finish_alike(run, test):
@@ -24,7 +26,6 @@ def trainings(flags, corpus, out):
             assert torch.equal(tensor, first), f"{run.name}: {name} differs"
         finish(run, test)
     data.Run.finish = finish_alike
-    data.write_music = data.draw_curves = lambda *_, **__: None  # slow, and not tried here
     for name, more in flags.items():
         train(name, corpus, f"{out}/{name}", "--batch", 7, *more.split(), steps=3, eval_every=9)
     importlib.import_module("lstm").main(["--out", f"{out}/lstm", "--resume", "--steps", "5"])

@@ -14,13 +14,13 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="no torch.distributed here")
-def test_two_processes_do_what_one_does(scores, tmp_path, monkeypatch):
+def test_two_processes_do_what_one_does(brief, tmp_path, monkeypatch):
     for owner, name in ((data.Run, "finish"), (data, "write_music"), (data, "draw_curves")):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # to be restored
-    command = [*TORCHRUN, several_processes.__file__, scores, tmp_path / "two"]
+    command = [*TORCHRUN, several_processes.__file__, brief, tmp_path / "two"]
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as two:
         try:
-            several_processes.trainings(several_processes.EXACT, scores, tmp_path / "one")
+            several_processes.trainings(several_processes.EXACT, brief, tmp_path / "one")
             said, errors = two.communicate(timeout=300)
         finally:
             two.terminate()

@@ -33,12 +33,12 @@ def no_music(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def lstm_run(scores, tmp_path_factory):
+def lstm_run(brief, tmp_path_factory):
     """A finished tiny run of lstm.py, without music."""
     folder = tmp_path_factory.mktemp("runs") / "lstm"
     with pytest.MonkeyPatch.context() as patch:
         silence(patch, data)
-        train("lstm", scores, folder)
+        train("lstm", brief, folder)
     return folder
 
 
@@ -66,8 +66,8 @@ def one_line(capsys):
 
 @all_six
 def test_a_stopped_run_ends_bit_for_bit_as_the_uninterrupted_one(
-        name, scores, tmp_path, monkeypatch, no_music):
-    train(name, scores, tmp_path / "whole")
+        name, brief, tmp_path, monkeypatch, no_music):
+    train(name, brief, tmp_path / "whole")
     whole, add, more = outcome(tmp_path / "whole"), data.Run.add, []
     for stop in (3, whole[0] - 1):  # between log lines; the second time in the last stage
         def add_and_stop(run, *args):
@@ -76,7 +76,7 @@ def test_a_stopped_run_ends_bit_for_bit_as_the_uninterrupted_one(
                 raise KeyboardInterrupt
         monkeypatch.setattr(data.Run, "add", add_and_stop)
         with pytest.raises(KeyboardInterrupt):
-            train(name, scores, tmp_path / "cut", *more)
+            train(name, brief, tmp_path / "cut", *more)
         more = ["--resume"]
         monkeypatch.setattr(data.Run, "add", add)
     MODULES[name].main(["--out", str(tmp_path / "cut"), "--resume"])  # with the run's own flags
@@ -92,10 +92,10 @@ def test_a_stopped_run_ends_bit_for_bit_as_the_uninterrupted_one(
 
 
 @all_six
-def test_a_file_and_data_py_alone_train(name, scores, tmp_path, monkeypatch):
+def test_a_file_and_data_py_alone_train(name, brief, tmp_path, monkeypatch):
     """Copied to an empty folder. Ctrl-C and matplotlib are afterwards as they were before."""
     copy([ROOT / "data.py", ROOT / f"{name}.py"], tmp_path)
-    copy(sorted(scores.glob("*.mid"))[:4], tmp_path / "music")
+    copy(sorted(brief.glob("*.mid"))[:4], tmp_path / "music")
     elsewhere = [path for path in sys.path if Path(path).resolve() not in (ROOT, ROOT / "tests")]
     monkeypatch.setattr(sys, "path", [str(tmp_path), *elsewhere])
     for module in (*MODELS, "data", "sample"):
@@ -116,7 +116,7 @@ def test_a_file_and_data_py_alone_train(name, scores, tmp_path, monkeypatch):
 
 @all_six
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and BACH_TEST_CUDA=1")
-def test_steps_on_a_gpu_never_wait_for_it(name, scores, tmp_path, monkeypatch, no_music):
+def test_steps_on_a_gpu_never_wait_for_it(name, brief, tmp_path, monkeypatch, no_music):
     add = data.Run.add
 
     def add_and_watch(run, *args):
@@ -124,7 +124,7 @@ def test_steps_on_a_gpu_never_wait_for_it(name, scores, tmp_path, monkeypatch, n
         with contextlib.suppress(AttributeError):  # a pretended GPU knows no such mode
             torch.cuda.set_sync_debug_mode("error" if run.step in (1, 4) else "default")
     monkeypatch.setattr(data.Run, "add", add_and_watch)
-    train(name, scores, tmp_path, "--device", "cuda", steps=3, eval_every=3)
+    train(name, brief, tmp_path, "--device", "cuda", steps=3, eval_every=3)
 
 
 def test_result_and_log(lstm_run):
@@ -140,20 +140,20 @@ def test_result_and_log(lstm_run):
     assert [line.split(",")[0] for line in lines] == ["step", "2", "4", "6"]
 
 
-def test_a_run_is_not_overwritten(scores, own_run, one_line, no_music):
+def test_a_run_is_not_overwritten(brief, own_run, one_line, no_music):
     before = {path: path.read_bytes() for path in own_run.iterdir()}
-    said = one_line(train, "lstm", scores, own_run)
+    said = one_line(train, "lstm", brief, own_run)
     assert all(flag in said for flag in ("--resume", "--out", "--force"))
     assert before == {path: path.read_bytes() for path in own_run.iterdir()}
 
 
-def test_force_removes_the_runs_own_files_alone(scores, own_run, no_music):
+def test_force_removes_the_runs_own_files_alone(brief, own_run, no_music):
     (own_run / "samples").mkdir()
     (own_run / "sample.wav").touch()
     mine = [own_run / "notes.txt", own_run / "samples" / "sample.mid"]
     for file in mine:
         file.write_text("mine")
-    train("lstm", scores, own_run, "--force", steps=2)
+    train("lstm", brief, own_run, "--force", steps=2)
     assert all(file.read_text() == "mine" for file in mine)
     assert data.load_checkpoint(own_run / "last.pt")["step"] == 2
     assert not (own_run / "sample.wav").exists()  # the old run's; this one wrote no music
@@ -221,8 +221,8 @@ def test_ctrl_c_and_too_little_memory_are_one_line(one_line):
     ("lstm", "--data nowhere"), ("attn_lstm", "--attention-heads 3"), ("vae", "--dropout 1"),
     ("hvae", "--segment 5"), ("vqvae", "--codes 3"), ("vqvae", "--window 31"),
     ("wgan", "--heads 3"), ("wgan", "--patch 5"), ("wgan", "--window 1000")])
-def test_bad_flags_are_one_line(name, flags, scores, tmp_path, one_line):
-    args = (name, scores, tmp_path / "run", *flags.split())
+def test_bad_flags_are_one_line(name, flags, brief, tmp_path, one_line):
+    args = (name, brief, tmp_path / "run", *flags.split())
     with pytest.raises(data.InputError) as error:
         train(*args)
     said = one_line(train, *args)

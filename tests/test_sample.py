@@ -3,28 +3,24 @@
 import shutil
 import sys
 from collections import Counter
-from pathlib import Path
 
 import mido
 import numpy as np
 import pytest
 
 import data
-import lstm
 import sample
-import vae
-
-ROOT = Path(sample.__file__).parent
+from conftest import ROOT, silence, train
 
 
 @pytest.fixture(scope="module")
 def runs(scores, tmp_path_factory):
     """A folder with a briefly trained LSTM's and a VAE's run."""
     folder = tmp_path_factory.mktemp("runs")
-    flags = ["--data", str(scores), "--batch", "4", "--hidden", "32", "--steps", "10",
-             "--eval-every", "10", "--window", "32", "--device", "cpu"]
-    lstm.main([*flags, "--out", str(folder / "lstm")])
-    vae.main([*flags, "--latent", "8", "--out", str(folder / "vae")])
+    with pytest.MonkeyPatch.context() as patch:
+        silence(patch)
+        train("lstm", scores, folder / "lstm", steps=10, eval_every=10)
+        train("vae", scores, folder / "vae", "--latent", 8, steps=10, eval_every=10)
     return folder
 
 

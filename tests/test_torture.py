@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import data
-from conftest import MODELS, outcome, train
+from conftest import MODELS, outcome, silence, train
 
 resource = pytest.importorskip("resource")
 FORK = multiprocessing.get_context("fork")
@@ -29,7 +29,7 @@ def child(function, seconds=60.0):
     def run():
         os.dup2(said.fileno(), 2)
         sys.stdout, sys.stderr = open(os.devnull, "w"), os.fdopen(2, "w")
-        data.write_music = data.draw_curves = lambda *_, **__: None  # slow
+        silence(pytest.MonkeyPatch())
         data.cli(function)
 
     with tempfile.TemporaryFile("w+") as said:
@@ -43,9 +43,9 @@ def child(function, seconds=60.0):
 
 
 @pytest.mark.parametrize("name", MODELS if N else ["vqvae"])
-def test_killed_runs_end_as_the_uninterrupted_one(name, scores, tmp_path):
+def test_killed_runs_end_as_the_uninterrupted_one(name, brief, tmp_path):
     def trainer(out, *more):
-        return lambda: train(name, scores, out, *more, steps=9, eval_every=3)
+        return lambda: train(name, brief, out, *more, steps=9, eval_every=3)
     started, rng, resumed = time.time(), random.Random(1), 0
     assert child(trainer(tmp_path / "whole")) == (0, "")
     took, whole = time.time() - started, outcome(tmp_path / "whole")
@@ -82,9 +82,9 @@ def damage(content, rng):
     return bytes(content)
 
 
-def test_damaged_midi_is_read_or_refused_in_seconds_and_in_a_gigabyte(scores, tmp_path):
+def test_damaged_midi_is_read_or_refused_in_seconds_and_in_a_gigabyte(brief, tmp_path):
     rng, file, count = random.Random(0), tmp_path / "x.mid", 40 * N or 60
-    originals = [score.read_bytes() for score in sorted(scores.glob("*.mid"))]
+    originals = [score.read_bytes() for score in sorted(brief.glob("*.mid"))]
 
     def read():
         good, slowest = 0, 0.0
@@ -128,9 +128,9 @@ def damage_checkpoint(path, content, rng):
 
 
 @pytest.mark.parametrize("name", MODELS if N else ["lstm"])
-def test_damaged_checkpoints_are_refused_or_work(name, scores, tmp_path):
+def test_damaged_checkpoints_are_refused_or_work(name, brief, tmp_path):
     rng, refused = random.Random(0), 0
-    assert child(lambda: train(name, scores, tmp_path, steps=3, eval_every=3)) == (0, "")
+    assert child(lambda: train(name, brief, tmp_path, steps=3, eval_every=3)) == (0, "")
     files = {file: file.read_bytes() for file in tmp_path.glob("*.pt")}
     draw = f"{tmp_path} -n 1 --length 4 --no-wav --out {tmp_path / 'samples'}"
     for i in range(N or 6):
@@ -145,13 +145,13 @@ def test_damaged_checkpoints_are_refused_or_work(name, scores, tmp_path):
 
 
 @pytest.mark.parametrize("name", MODELS if N else ["lstm"])
-def test_a_full_disk_keeps_the_older_checkpoint(name, scores, tmp_path):
-    assert child(lambda: train(name, scores, tmp_path, steps=2)) == (0, "")
+def test_a_full_disk_keeps_the_older_checkpoint(name, brief, tmp_path):
+    assert child(lambda: train(name, brief, tmp_path, steps=2)) == (0, "")
     before = (tmp_path / "last.pt").read_bytes()
 
     def full():
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2,) * 2)
-        train(name, scores, tmp_path, "--resume")
+        train(name, brief, tmp_path, "--resume")
     status, said = child(full)
     assert status == 2 and said.count("\n") == 1 and "cannot write" in said, (status, said)
     assert (tmp_path / "last.pt").read_bytes() == before and not list(tmp_path.glob(".*"))
