@@ -225,8 +225,7 @@ def load_corpus(folder=None, time_step=None, voices=4):
         with contextlib.suppress(OSError, InputError):  # without a cache it is only slower
             path.parent.mkdir(parents=True, exist_ok=True)
             save_checkpoint(path, held)
-    pieces = {part: [piece.numpy() for piece in held[part]] for part in PARTS}
-    return argparse.Namespace(**held | pieces)
+    return argparse.Namespace(**held | {part: [p.numpy() for p in held[part]] for part in PARTS})
 
 
 def read_corpus(root, files, time_step, voices):
@@ -433,7 +432,8 @@ class Parser(argparse.ArgumentParser):
         """parse_args; with --resume, unspecified flags take the original run's values."""
         args = self.parse_args(argv)
         if args.resume:
-            self.set_defaults(**load_checkpoint(Path(args.out) / "last.pt")["args"])
+            held = load_checkpoint(Path(args.out) / "last.pt")["args"]
+            self.set_defaults(**held | ({} if held["device"] == "cpu" else {"device": args.device}))
         return self.parse_args(argv)
 
 
@@ -726,7 +726,7 @@ def draw_score(axis, title, score):
         axis.barh(pitch, end - start, 1, start, color=f"C{i}", label=part.name, ec="white", lw=0.5)
     seen = axis.get_ylim()
     axis.set_yticks(range(24, 109, 12), [f"C{octave}" for octave in range(1, 9)])
-    axis.set(title=title, xlabel="seconds", xlim=(0, score.get_end_time()), ylim=seen)
+    axis.set(title=title, xlabel="seconds", xlim=(0, score.get_end_time() or 1), ylim=seen)
     axis.grid(alpha=0.4)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1), ncols=1 + len(score.instruments) // 8)
 

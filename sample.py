@@ -216,7 +216,7 @@ def draw_rows(rows, path, *timing):
     shaded. timing: bpm, events and ticks as of parts_to_midi."""
     files = [parts_to_midi(parts, *timing) for parts in rows.values()]
     scores = [pretty_midi.PrettyMIDI(mido_object=file) for file in files]
-    end = max(score.get_end_time() for score in scores)
+    end = max(score.get_end_time() for score in scores) or 1
     with data.picture(path, len(rows), 1, (min(16, 4 + end / 8), 2.8)) as axes:
         for axis, title, score, file in zip(axes, rows, scores, files):
             data.draw_score(axis, title, score)
