@@ -40,7 +40,7 @@ ABLE = {
     "vae": ("temperature", "top_p", "prime", "interpolate", "reconstruct"),
     "hvae": ("temperature", "top_p", "prime", "interpolate", "reconstruct"),
     "vqvae": ("temperature", "top_p", "prime", "reconstruct"),
-    "wgan": ("temperature",),
+    "wgan": ("temperature", "top_p"),
 }
 OPTIONS = ("temperature", "top_p", "skip_top")
 

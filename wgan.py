@@ -440,7 +440,7 @@ def main(argv=None):
         "gap, score of Bach less score of samples; alike: largest share two samples share"))
     add = parser.add_argument
     add("--window", type=data.positive_int, default=32, help="frames of a training window")
-    add("--steps", type=data.positive_int, default=1300, help="generator steps")
+    add("--steps", type=data.positive_int, default=1000, help="generator steps")
     add("--batch", type=data.positive_int, default=32, help="windows per step")
     add("--lr", type=data.positive, default=1e-3, help="learning rate of the generator")
     add("--eval-every", type=data.positive_int, default=100, help="steps between checkpoints")
