@@ -688,7 +688,7 @@ def write_music(stem, roll, time_step=0.5, bpm=80, voices=4):
     """Write a roll as stem.mid, stem.wav and stem.png; see roll_to_midi."""
     score = roll_to_midi(roll, time_step, bpm, voices)
     score.write(f"{stem}.mid")
-    write_wav(f"{stem}.wav", score)
+    write_wav(f"{stem}.wav", pretty_midi.PrettyMIDI(f"{stem}.mid"))  # without silent instruments
     with picture(f"{stem}.png") as axes:
         for axis in axes:
             draw_score(axis, Path(stem).name, score)
@@ -710,7 +710,7 @@ def picture(path, rows=1, columns=1, size=(16, 2.8)):
     try:
         from matplotlib.figure import Figure  # pyplot would change a notebook's backend
     except ImportError:
-        print(f"no {path}: matplotlib is missing (pip install matplotlib)", file=sys.stderr)
+        print(f"no {Path(path).name}: pip install matplotlib first", file=sys.stderr)
         yield []
         return
     figure = Figure((size[0] * columns, size[1] * rows), dpi=90, layout="tight")
@@ -728,7 +728,7 @@ def draw_score(axis, title, score):
     axis.set_yticks(range(24, 109, 12), [f"C{octave}" for octave in range(1, 9)])
     axis.set(title=title, xlabel="seconds", xlim=(0, score.get_end_time() or 1), ylim=seen)
     axis.grid(alpha=0.4)
-    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), ncols=1 + len(score.instruments) // 8)
+    axis.legend(handles=axis.containers, loc=(1.01, 0.3), ncols=1 + len(axis.containers) // 8)
 
 
 def draw_curves(runs, path):

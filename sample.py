@@ -218,7 +218,10 @@ def draw_rows(rows, path, *timing):
     scores = [pretty_midi.PrettyMIDI(mido_object=file) for file in files]
     end = max(score.get_end_time() for score in scores) or 1
     with data.picture(path, len(rows), 1, (min(16, 4 + end / 8), 2.8)) as axes:
-        for axis, title, score, file in zip(axes, rows, scores, files):
+        for axis, (title, parts), score, file in zip(axes, rows.items(), scores, files):
+            heard = {part.name: part for part in score.instruments}  # a silent one keeps its colour
+            score.instruments = [heard.get(name) or pretty_midi.Instrument(0, name=name)
+                                 for name in parts]
             data.draw_score(axis, title, score)
             bars = score.get_downbeats()
             some = slice(None, None, 1 + len(bars) // 24)
