@@ -305,7 +305,7 @@ class AttnLSTM(nn.Module):
         return loss, {"nll": loss.detach()}
 
     @data.sampling()
-    def sample(self, n, length, generator=None, temperature=1.0, top_p=0.9, prime=None,
+    def sample(self, n, length, generator=None, temperature=1.0, top_p=0.85, prime=None,
                melody=None):
         """n new pieces as bool (n, length, 88), frame by frame; with prime, a bool (T, 88) roll,
         what follows it. temperature, top_p: see data.sample_symbols. Each voice first holds or
