@@ -11,7 +11,7 @@ encoder reads the window both ways; a decoder writes it frame by frame. Let t li
     -log p(x) <= E_q [sum_t -log p(x_t | x_<t, z) + sum_u KL(q(z_u | x) || p(z_u | x_<t, z_<u))]
                  reconstruction + KL: the bound
 
-    python vae.py                        # default run; --beta 0.3: z holds nearly all notes
+    python vae.py                        # default run; with less --beta z says more
     python vae.py --latent 0 --drop 0    # no z: what the decoder does alone
     python vae.py --paper --voices 1     # the paper's; --rec-mean: as its code had it
 
