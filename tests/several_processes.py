@@ -12,7 +12,7 @@ import data
 
 # Where nothing is random but the batch, a share of it computes what it does in the whole batch.
 EXACT = {"lstm": "--dropout 0", "vae": "--latent 0 --dropout 0 --drop 0",
-         "attn_lstm": "--dropout-input 0 --dropout-lstm 0 --dropout 0"}
+         "attn_lstm": "--dropout-input 0 --dropout 0 --dropout-heads 0"}
 
 
 def trainings(flags, corpus, out):
