@@ -491,6 +491,8 @@ def cli(main, stopped="stopped; the same command with --resume goes on from the 
         main()
         if processes()[1] > 1:
             distributed.destroy_process_group()
+            sys.stdout.flush()
+            os._exit(0)  # in an orderly exit gloo's threads abort now and then
         return
     except (KeyboardInterrupt, InputError, OSError) as error:
         message = str(error) or stopped  # Ctrl-C says nothing
