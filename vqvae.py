@@ -125,11 +125,11 @@ class VQVAE(nn.Module):
 
     voices: V; window: frames of a training window; pattern: P; codebook: K; codes: C, divides V;
     dim: D; hidden: units of encoder and decoder; beta: weight of the commitment; prior_hidden: H;
-    context: patterns that the LSTM reads, 0 for all; dropout: of the prior.
+    context: patterns that the LSTM reads, 0 for all; dropout, dropout_heads: of the prior.
     """
 
     def __init__(self, voices=4, window=128, pattern=2, codebook=64, codes=4, dim=32, hidden=128,
-                 beta=0.25, prior_hidden=256, context=0, dropout=0.6):
+                 beta=0.25, prior_hidden=256, context=0, dropout=0.6, dropout_heads=0.2):
         super().__init__()
         V, P, C, K, H = voices, pattern, codes, codebook, prior_hidden
         self.voices, self.window, self.pattern, self.codes, self.codebook = V, window, P, C, K
@@ -148,7 +148,8 @@ class VQVAE(nn.Module):
         sizes = [data.SYMBOLS] * P * V + [STEPS] * P * (2 * V - 1) + [K] * C + [METRE]
         self.listen = OneHotLinear(sizes, H)
         self.lstm = nn.LSTM(H, H, num_layers=2, dropout=dropout, batch_first=True)
-        self.prior = nn.ModuleList(Choice(c * V // C, V, P, H, H, K, dropout) for c in range(C))
+        self.prior = nn.ModuleList(
+            Choice(c * V // C, V, P, H, H, K, dropout_heads) for c in range(C))
 
     def read(self, frames):
         """frames (B, T, 88) -> the notes of N = T / P patterns (B, N, P, V) and, of what was before
@@ -392,7 +393,8 @@ def main(argv=None):
     add("--beta", type=data.non_negative, default=0.25, help="weight of the commitment")
     add("--prior-hidden", type=data.positive_int, default=256, help="units of the prior")
     add("--context", type=data.natural, default=0, help="patterns the LSTM reads; 0: all")
-    add("--dropout", type=data.dropout, default=0.6, help="of the prior")
+    add("--dropout", type=data.dropout, default=0.6, help="of what the prior's LSTM says")
+    add("--dropout-heads", type=data.dropout, default=0.2, help="of the prior's other units")
     add("--weight-decay", type=data.non_negative, default=1.0, help="AdamW's decoupled decay")
     add("--clip", type=data.positive, default=1.0, help="largest norm of the gradient")
     train(parser.parse(argv))
