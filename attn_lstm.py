@@ -404,7 +404,7 @@ def main(argv=None):
     add("--heads", choices=["chained", "parallel"], default="chained", help="parallel: the paper's")
     add("--attention", choices=["on", "off"], default="on", help="off is the paper's baseline")
     add("--relations", choices=["on", "off"], default="on", help="off: keys alone, as in the paper")
-    add("--without", nargs="*", choices=["memory", "parallels", "tonality"], default=[],
+    add("--without", nargs="*", choices=["memory", "parallels", "tonality"], default=(),
         help="leave out some of the relations")
     add("--attention-heads", type=data.positive_int, default=4, help="must divide --hidden")
     add("--dropout-input", type=data.dropout, default=0.2, help="share of the inputs dropped")
