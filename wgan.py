@@ -338,10 +338,12 @@ class WGAN(nn.Module):
     @data.sampling()
     def sample(self, n, length, generator=None, temperature=1.2, top_p=0.9):
         """n pieces as bool (n, length, 88). G is surer than Bach of its notes: hence 1.2; stray
-        ones are rare but far off: hence 0.9."""
+        ones are rare but far off: hence 0.9. They are likeliest where there is nothing to go on
+        from yet: the first METRE frames are left out."""
         z = torch.randn(n, self.z, generator=generator, device=self.average.place.device)
-        return data.from_voices(self.average.play(
-            z, length, lambda v, x: data.sample_symbols(x, generator, temperature, top_p)))
+        voices = self.average.play(
+            z, METRE + length, lambda v, x: data.sample_symbols(x, generator, temperature, top_p))
+        return data.from_voices(voices[:, METRE:])
 
 
 def textures(rolls):
