@@ -20,10 +20,11 @@ all frames together have probability one.
     # the paper's enhanced one, 100 epochs; its baseline: also --optimizer adam --attention off
     # --window 16 --hidden 16 --batch 16 --weight-decay 0.001 --steps 16094
 
-Differences from the paper (--without leaves out one of the last three, --relations off all four):
+Differences from the paper (--relations off leaves out the second to fifth, --without one of them):
 - The heads are chained; --heads parallel is the paper's. Independent voices choose no chord.
 - Relations: a frame is read as motions, intervals and frames held too, and notes are scored by
-  their distance from other notes as well as by name. What is learnt in one key holds in all.
+  their distance from other notes as well as by name. What is learnt in one key holds in all. The
+  heads see the last frame themselves: which chord follows which must not get lost in dropout.
 - Tonality: which notes have sounded so far gives the key, and notes are scored by their degree.
 - Memory: the longest earlier passage that equals what was just played votes for what came next
   there, and attention's weights vote for the notes and motions of the frames they see.
