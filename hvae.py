@@ -13,9 +13,9 @@ What reaches beyond S frames must go through z. In training all segments are one
     python hvae.py                          # default run
     python hvae.py --paper --voices 1       # the paper's; --rec-mean: as its code had it
 
-New against vae.py, all in HVAE: conductor and restart in __init__, plan and begin (from z to
-embeddings and views, and on to states), read by segments, a restart every S frames in decode; the
-prior reads the conductor, not the frames. All else is vae.py's, line for line; so are the
+New against vae.py, all in HVAE: conductor, restart and a bias in __init__, plan and begin (from z
+to embeddings and views, and on to states), read by segments, a restart every S frames in decode;
+the prior reads the conductor, not the frames. All else is vae.py's, line for line; so are the
 differences from the paper.
 """
 
@@ -135,6 +135,8 @@ class HVAE(nn.Module):
         warnings.filterwarnings("ignore", "Initializing zero-element")  # --latent 0, --features 0
         self.encode = Encoder(window, segment, (hidden + 1) // 2, latent, features)
         self.shape = self.encode.segments, latent // self.encode.segments  # of z: U, D
+        with torch.no_grad():  # segments that start from noise teach the lower LSTM to ignore e
+            self.encode.out.bias[self.shape[1]:] -= 4  # so z has little noise at first
         self.segment = segment
         self.prior = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(),
                                    nn.Linear(hidden, 2 * self.shape[1], bias=False))
@@ -351,7 +353,7 @@ def main(argv=None):
         "nll, the bound in nats per frame; kl, nats per window; f1 of notes rebuilt from z"))
     add = parser.add_argument
     add("--window", type=data.positive_int, default=64, help="frames of a window, N")
-    add("--steps", type=data.positive_int, default=1700, help="training steps")
+    add("--steps", type=data.positive_int, default=2400, help="training steps")
     add("--batch", type=data.positive_int, default=16, help="windows per step")
     add("--lr", type=data.positive, default=5e-3, help="highest learning rate")
     add("--eval-every", type=data.positive_int, default=100, help="steps between checkpoints")
@@ -363,7 +365,7 @@ def main(argv=None):
     add("--feed", choices=["teacher", "softmax"], default="teacher", help="true frames or its own")
     add("--drop", type=data.probability, default=0.3, help="share of windows told by z alone")
     add("--beta", type=data.non_negative, default=0.85, help="weight of the KL; less: z holds more")
-    add("--anneal", type=data.natural, default=1100, help="steps over which beta rises from 0")
+    add("--anneal", type=data.natural, default=2200, help="steps over which beta rises from 0")
     add("--rec-mean", action="store_true", help="average the reconstruction over notes")
     add("--weight-decay", type=data.non_negative, default=0.3, help="AdamW's decoupled decay")
     add("--average", type=data.decay, default=0.98, help="share of the averaged weights kept")

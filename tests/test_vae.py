@@ -28,6 +28,7 @@ def small(kind, **more):
                 part for head in model.heads.heads for part in (head[0].weight, head[3].weight))):
             weights.mul_(2)
         model.prior[-1].weight.normal_()
+        model.encode.out.bias.zero_()  # a wide posterior
     return model
 
 
