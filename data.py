@@ -20,7 +20,6 @@ import re
 import sys
 import tempfile
 import time
-import warnings
 import wave
 import zipfile
 from collections import Counter
@@ -38,6 +37,8 @@ LOWEST = 21  # MIDI pitch of key 0, a piano's lowest A
 SYMBOLS = KEYS + 1  # what one voice can do in a frame: 0 rests, k + 1 sounds key k
 BACH = Path(__file__).resolve().parent / "midi" / "bach"
 PARTS = ("train", "valid", "test")
+# Usual note lengths in quarter notes: plain, dotted and triplet values, whole note to 1/32.
+NOTE_VALUES = np.array([4, 3, 2, 1.5, 4/3, 1, 3/4, 2/3, 1/2, 3/8, 1/3, 1/4, 1/6, 1/8])
 
 
 class InputError(argparse.ArgumentTypeError, ValueError):
@@ -45,10 +46,6 @@ class InputError(argparse.ArgumentTypeError, ValueError):
 
 
 # -------------------------------------------------------------------------------------------- MIDI
-# Usual note lengths in quarter notes: plain, dotted and triplet values, whole note to 1/32.
-NOTE_VALUES = np.array([4, 3, 2, 1.5, 4/3, 1, 3/4, 2/3, 1/2, 3/8, 1/3, 1/4, 1/6, 1/8])
-
-
 def read_notes(path):
     """A MIDI file's notes, float (N, 3): start and end in quarter notes, MIDI pitch; and how many
     drum notes were left out. Raises InputError. (pretty_midi's seconds depend on the tempo.)"""
@@ -121,17 +118,16 @@ def cut_silence(roll, longest=4):
 
 # ------------------------------------------------------------------------------ voices and symbols
 def to_voices(frames, voices=4):
-    """The symbol of each voice: frames (..., 88) -> long (..., V), 0 a rest, k + 1 key k. Highest
-    notes first, but the lowest of several is the last voice. With more notes than voices the top
-    V-1 and the lowest stay."""
+    """The symbol of each voice: frames (..., 88) -> long (..., V), 0 a rest, k + 1 key k. The last
+    voice has the lowest of several notes, the others have the highest, from the top downwards."""
     symbols = (frames > 0) * torch.arange(1, SYMBOLS, device=frames.device)  # 0 where a key is off
-    out = symbols.topk(voices, -1).values
-    if voices > 1:
-        several = out[..., 1:2] > 0
-        lowest = symbols.masked_fill(symbols == 0, SYMBOLS).amin(-1, keepdim=True)
-        out = out.masked_fill(several & (out == lowest), 0)
-        out[..., -1:] = torch.where(several, lowest, out[..., -1:])
-    return out
+    highest = symbols.amax(-1, keepdim=True)
+    if voices == 1:
+        return highest
+    lowest = symbols.masked_fill(symbols == 0, SYMBOLS).amin(-1, keepdim=True)
+    lowest = lowest * (lowest < highest)  # 0 where there are not several notes
+    others = symbols.masked_fill(symbols == lowest, 0)
+    return torch.cat([others.topk(voices - 1, -1).values, lowest], -1)
 
 
 def from_voices(voices):
@@ -191,8 +187,7 @@ def export_bach(folder=BACH, names=None):
     sources = sorted(path for path in corpus.getComposer("bach")
                      if path.suffix in (".mxl", ".xml") and (names is None or path.stem in names))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as part, \
-            warnings.catch_warnings(action="ignore"):
+    with tempfile.TemporaryDirectory(dir=folder.parent) as part:
         (part := Path(part, "midi")).mkdir()
         for source in progress(sources, f"writing music21's Bach scores to {folder}"):
             score = converter.parse(source, forceSource=True, storePickle=False)
@@ -239,12 +234,11 @@ def read_corpus(root, files, time_step, voices):
             full = torch.from_numpy(cut_silence(roll))
             if not len(full):
                 raise InputError(f"{file}: no note on the 88 keys")
+            roll = from_voices(to_voices(full, voices))
+            pieces.append(argparse.Namespace(path=file.relative_to(root), step=step, roll=roll))
+            left_out += drums, off_keys, int(full.sum() - roll.sum())
         except InputError as error:
             skipped.append(f"skipped {error}")
-            continue
-        roll = from_voices(to_voices(full, voices))
-        pieces.append(argparse.Namespace(path=file.relative_to(root), step=step, roll=roll))
-        left_out += drums, off_keys, int(full.sum() - roll.sum())
     if not pieces:
         raise InputError(f"--data {root}: none of its MIDI files can be read; {skipped[0]}")
     parts, note = split_pieces(root, pieces)
@@ -268,22 +262,22 @@ def read_corpus(root, files, time_step, voices):
 
 def split_pieces(root, pieces):
     """Pieces, by folder or else by work -> {part: its pieces}, a line on what was left out."""
-    parts = {part: [p for p in pieces if p.path.parts[0] == part] for part in PARTS}
-    if all(parts.values()):
-        left_out = len(pieces) - sum(map(len, parts.values()))
-        return parts, f"{left_out} files outside train/, valid/ and test/ left out"
-    first = {}
-    for piece in pieces:
-        first.setdefault(run_hashes(piece.roll.numpy(), len(piece.roll))[0], piece)
-    bach = r"bwv\d+(\.\d+)?|" * (root.resolve() == BACH.resolve())  # 248.23-2, 248.23-s: one work
-    works = [re.match(bach + ".*", piece.path.stem)[0] for piece in first.values()]
-    merged = merge_works(works, [piece.roll.numpy() for piece in first.values()])
-    split = split_works(merged)
-    if len(split) < 3:
-        raise InputError(f"--data {root}: too few works to split; give 3, or train/, valid/, test/")
-    parts = {part: [p for p, work in zip(first.values(), merged) if split[work] == part]
-             for part in PARTS}
-    return parts, f"{len(split)} works; {len(pieces) - len(first)} exact repeats left out"
+    of = [piece.path.parts[0] for piece in pieces]  # the part of each
+    note = f"{sum(map(of.count, {*of} - {*PARTS}))} files outside train/, valid/ and test/ left out"
+    if not set(PARTS) <= set(of):
+        first = {}
+        for piece in pieces:
+            first.setdefault(run_hashes(piece.roll.numpy(), len(piece.roll))[0], piece)
+        repeats, pieces = len(pieces) - len(first), list(first.values())
+        bach = r"bwv\d+(\.\d+)?|" * (root.resolve() == BACH.resolve())  # 248.23-s is of 248.23
+        works = [re.match(bach + ".*", piece.path.stem)[0] for piece in pieces]
+        works = merge_works(works, [piece.roll.numpy() for piece in pieces])
+        split = split_works(works)
+        if len(split) < 3:
+            raise InputError(f"--data {root}: too few works to split; give train/, valid/, test/")
+        of = [split[work] for work in works]
+        note = f"{len(split)} works; {repeats} exact repeats left out"
+    return {part: [p for p, its in zip(pieces, of) if its == part] for part in PARTS}, note
 
 
 def run_hashes(roll, length=32):
@@ -317,27 +311,26 @@ class Windows:
     out (full=True). Raises InputError."""
 
     def __init__(self, pieces, window, device="cpu", hop=16, full=False):
-        self.window, hop, spans, offset = window, min(hop, window), [], 0
+        self.window, hop, spans, end = window, min(hop, window), [], 0
         for piece in map(np.asarray, pieces):
-            if piece.shape[1:] != (KEYS,) or not ((piece == 0) | (piece == 1)).all():
-                raise InputError("a piano roll is an array (T, 88) of 0 and 1, not "
-                                 f"{piece.shape} with values up to {piece.max(initial=0)}")
-            for start in range(0, max(len(piece) - window, 0) + hop, hop):
-                if not full or start + window <= len(piece):
-                    spans.append((offset + start, min(window, len(piece) - start)))
-            offset += len(piece)
+            if piece.shape[1:] != (KEYS,) or not np.isin(piece, (0, 1)).all():
+                raise InputError(f"a piano roll is (T, 88) of 0 and 1, not {piece.shape} or others")
+            end += len(piece)
+            for left in range(len(piece), min(len(piece), window) - hop, -hop):  # to its end
+                if left >= window or not full:
+                    spans.append((end - left, left))
         if not spans:
             raise InputError(f"--window {window}: no piece is so long; take a shorter window")
         frames = np.concatenate([*pieces, np.zeros((window, KEYS))]).astype(np.uint8)
         self.frames = torch.from_numpy(frames).to(device)
-        self.starts, self.lengths = torch.tensor(spans, device=device).T
+        self.starts, self.left = torch.tensor(spans, device=device).T
 
     def __len__(self):
         return len(self.starts)
 
     def _gather(self, which):
         time = torch.arange(self.window, device=self.frames.device)
-        mask = (time < self.lengths[which, None]).float()
+        mask = (time < self.left[which, None]).float()
         return self.frames[self.starts[which, None] + time] * mask[..., None], mask
 
     def sample(self, n, transpose=True):
@@ -351,12 +344,11 @@ class Windows:
         shift = torch.randint(-6, 6, (n, 1), device=device)[rank::world]
         frames, mask = self._gather(which)
         if transpose:
-            used = frames.amax(1)  # (n, 88)
-            lowest = used.argmax(1, keepdim=True)
-            highest = KEYS - 1 - used.flip(1).argmax(1, keepdim=True)
-            shift = shift * ((lowest + shift >= 0) & (highest + shift < KEYS))
-            source = (torch.arange(KEYS, device=device) - shift) % KEYS  # where each key comes from
-            frames = frames.gather(2, source[:, None].expand_as(frames))
+            source = torch.arange(6, 6 + KEYS, device=device) - shift  # of each key, among 6+88+6
+            wide = torch.nn.functional.pad(frames, (6, 6))
+            moved = wide.gather(2, source[:, None].expand_as(frames))
+            whole = moved.sum((1, 2), keepdim=True) == frames.sum((1, 2), keepdim=True)
+            frames = torch.where(whole, moved, frames)
         return frames, mask
 
     def chunks(self, n):
@@ -368,8 +360,8 @@ def whole_pieces(pieces, n, device="cpu"):
     """Whole pieces, shortest first, as frames (<= n, T, 88) and mask (<= n, T), padded."""
     pieces = sorted(pieces, key=len)
     for i in range(0, len(pieces), n):
-        longest = len(pieces[i:i + n][-1])
-        yield next(Windows(pieces[i:i + n], longest, device, hop=longest).chunks(n))
+        some = pieces[i:i + n]
+        yield next(Windows(some, len(some[-1]), device).chunks(n))
 
 
 def divergence(a, b):
@@ -400,18 +392,13 @@ def from_first_process(x):
     return sum_over_processes(torch.zeros_like(x) if processes()[0] else x)
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action):  # no "(default: None)"
-        return action.help if not action.default else super()._get_help_string(action)
-
-
 class Parser(argparse.ArgumentParser):
     """argparse, with InputError for bad flags. run: a model's name, for the flags of what this file
     does for it; "" for those of a corpus alone. log: what the names in the log mean."""
 
     def __init__(self, about, run=None, log=None):
-        super().__init__(description=about.splitlines()[0], allow_abbrev=False,
-                         formatter_class=_Help, epilog=log and f"In the log: {log}.")
+        super().__init__(description=about.splitlines()[0], epilog=log and f"In the log: {log}.",
+                         formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
         add = self.add_argument
         if run is not None:
             add("--data", help="folder of MIDI files, searched below (default: music21's Bach)")
@@ -425,7 +412,12 @@ class Parser(argparse.ArgumentParser):
             add("--resume", action="store_true", help="go on with the run in --out, its own flags")
             add("--force", action="store_true", help="replace the run in --out")
 
+    def format_help(self):
+        """argparse's, less the defaults that say nothing."""
+        return re.sub(r"\s+\(default:\s+(None|False)\)", "", super().format_help())
+
     def error(self, message):
+        """Raise InputError."""
         raise InputError(message)
 
     def parse(self, argv=None):
@@ -493,15 +485,14 @@ def cli(main, stopped="stopped; the same command with --resume goes on from the 
             distributed.destroy_process_group()
             sys.stdout.flush()
             os._exit(0)  # in an orderly exit gloo's threads abort now and then
-        return
-    except (KeyboardInterrupt, InputError, OSError) as error:
+    except (KeyboardInterrupt, InputError, OSError, MemoryError, RuntimeError) as error:
         message = str(error) or stopped  # Ctrl-C says nothing
-    except (MemoryError, RuntimeError) as error:
-        if not re.search("MemoryError|ALLOC_FAILED|(out of|allocate) memory", repr(error)):
+        if re.search("MemoryError|ALLOC_FAILED|(out of|allocate) memory", repr(error)):
+            message = "not enough memory; take a smaller --batch, --window, --hidden or -n"
+        elif isinstance(error, RuntimeError):
             raise
-        message = "not enough memory; take a smaller --batch, --window, --hidden or -n"
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-    sys.exit(2)
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+        sys.exit(2)
 
 
 # -------------------------------------------------------------------------------------------- runs
@@ -523,25 +514,22 @@ def save_checkpoint(path, content):
 def load_zip(path):
     """What save_checkpoint wrote, on the CPU; None if it is missing or damaged. torch.load checks
     no checksums, but torch.save writes a zip file, which has them; weights_only runs no code."""
-    with contextlib.suppress(Exception):  # whatever is wrong with it, it is not what was written
-        with zipfile.ZipFile(path) as file:
-            if file.testzip() is None and not any(e.external_attr for e in file.infolist()):
-                return torch.load(path, map_location="cpu", weights_only=True)
-
-
-CHECKPOINT = {"model": str, "class": str, "config": dict, "args": dict, "parts": dict,
-              "rows": list, "step": int, "best": float, "time_step": float, "corpus": str}
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as file:
+        if file.testzip() is None and not any(e.external_attr for e in file.infolist()):
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_checkpoint(path, model=None, parts=()):
     """A run's model.pt or last.pt as Run writes it. model: the name it must have; parts: modules
     and optimizers {name: part} that take their states from it. Raises InputError."""
+    kinds = {"model": str, "class": str, "config": dict, "args": dict, "parts": dict, "rows": list,
+             "step": int, "best": float, "time_step": float, "corpus": str}
     if not Path(path).exists():
         raise InputError(f"{path}: no such file; train a model first, or give its folder")
     held = load_zip(path)
     if not isinstance(held, dict) or not all(
             isinstance(held.get(name), kind) and held[name] not in ([], {})
-            for name, kind in CHECKPOINT.items()):
+            for name, kind in kinds.items()):
         raise InputError(f"{path}: damaged, or no checkpoint of this project; train again")
     if model and held["model"] != model:
         raise InputError(f"{path}: holds a model of {held['model']}.py, not of {model}.py")
@@ -561,17 +549,6 @@ def warmup_cosine(step, steps):
     return min(step / warmup, 0.5 + 0.5 * math.cos(math.pi * done))
 
 
-def take_folder(folder, force):
-    """Make a run folder; of a run that it holds, by force the files go, and only these."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=folder).close()  # what cannot be written fails now, not later
-    for name in ("model.pt", "last.pt", "log.csv", "result.json", "curves.png", "sample.mid",
-                 "sample.wav", "sample.png"):
-        if not force and (folder / name).exists():
-            raise InputError(f"--out {folder} holds a run: --resume it, --force, or another --out")
-        (folder / name).unlink(missing_ok=True)
-
-
 class Run:
     """A training run and its folder: log.csv, last.pt to go on from, model.pt with the best
     weights, result.json, curves.png and a first sample. name: of the model file; parts: what else
@@ -580,7 +557,7 @@ class Run:
     def __init__(self, name, args, model, corpus, **parts):
         self.name, self.args, self.model, self.corpus = name, args, model, corpus
         self.parts = {"model": model, **parts}
-        self.folder, self.rows, self.sums = Path(args.out), [], {}
+        self.folder, self.rows, self.sums = Path(args.out), [], Counter()
         self.step, self.best, self.seconds = 0, math.inf, 0.0
         self.rank, self.world = processes()
         self.params = sum(p.numel() for p in model.parameters())
@@ -589,7 +566,14 @@ class Run:
             self.step, self.best, self.rows = held["step"], held["best"], held["rows"]
             self.seconds = self.rows[-1]["seconds"]
         elif not self.rank:
-            take_folder(self.folder, args.force)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()  # what cannot be written fails now
+            for name in ("model.pt", "last.pt", "log.csv", "result.json", "curves.png",
+                         "sample.mid", "sample.wav", "sample.png"):
+                if (self.folder / name).exists() and not args.force:
+                    raise InputError(f"--out {args.out} holds a run: --resume it, or --force, or "
+                                     "another --out")
+                (self.folder / name).unlink(missing_ok=True)
         self.started = time.time()
         print(f"{name}: {self.params:,} parameters on {args.device}; run folder {self.folder}"
               + f", going on from step {self.step}" * (self.step > 0), flush=True)
@@ -611,8 +595,7 @@ class Run:
     def add(self, values, mask):
         """Count a step's losses, tensors () that stay on the device, for the next log line."""
         frames = mask.sum()
-        for name, value in {**values, "frames": torch.ones_like(frames)}.items():
-            self.sums[name] = self.sums.get(name, 0) + value * frames
+        self.sums.update({name: value * frames for name, value in values.items()}, frames=frames)
 
     def log(self, steps, valid, best=None):
         """Print a line and write log.csv, last.pt, and model.pt if `best` is the lowest yet. valid:
@@ -622,8 +605,9 @@ class Run:
         losses |= {"valid_" + name: value for name, value in valid.items()}
         if not all(abs(value) < 1e9 for value in losses.values()):  # nan is not either
             raise InputError(f"diverged by step {self.step}; try --resume with a smaller --lr")
-        seconds, self.started, self.sums = time.time() - self.started, time.time(), {}
+        seconds, self.started = time.time() - self.started, time.time()
         self.seconds += seconds
+        self.sums.clear()
         print(f"step {self.step} of {steps}:", *(f"{k} {v:.3f}," for k, v in losses.items()),
               f"{frames / seconds:,.0f} frames/s,",
               f"{self.seconds / self.step * (steps - self.step) / 60:.1f} min left", flush=True)
@@ -632,8 +616,7 @@ class Run:
         if not self.rank:
             names = dict.fromkeys(name for row in self.rows for name in row)
             lines = [names, *([str(row.get(name, "")) for name in names] for row in self.rows)]
-            text = "".join(",".join(line) + "\n" for line in lines)
-            (self.folder / "log.csv").write_text(text)
+            (self.folder / "log.csv").write_text("".join(",".join(x) + "\n" for x in lines))
             if best is not None and best < self.best:
                 self.best = best
                 self._save("model.pt", {"model": self.model})
@@ -722,13 +705,12 @@ def picture(path, rows=1, columns=1, size=(16, 2.8)):
 
 def draw_score(axis, title, score):
     """Draw a PrettyMIDI's notes, a colour per instrument."""
+    axis.set_yticks(range(24, 109, 12), [f"C{octave}" for octave in range(1, 9)])
     for i, part in enumerate(score.instruments):
         notes = np.array([(note.start, note.end, note.pitch) for note in part.notes])
         start, end, pitch = notes.reshape(-1, 3).T
         axis.barh(pitch, end - start, 1, start, color=f"C{i}", label=part.name, ec="white", lw=0.5)
-    seen = axis.get_ylim()
-    axis.set_yticks(range(24, 109, 12), [f"C{octave}" for octave in range(1, 9)])
-    axis.set(title=title, xlabel="seconds", xlim=(0, score.get_end_time() or 1), ylim=seen)
+    axis.set(title=title, xlabel="seconds", xlim=(0, score.get_end_time() or 1))
     axis.grid(alpha=0.4)
     axis.legend(handles=axis.containers, loc=(1.01, 0.3), ncols=1 + len(axis.containers) // 8)
 
