@@ -37,6 +37,8 @@ LOWEST = 21  # MIDI pitch of key 0, a piano's lowest A
 SYMBOLS = KEYS + 1  # what one voice can do in a frame: 0 rests, k + 1 sounds key k
 BACH = Path(__file__).resolve().parent / "midi" / "bach"
 PARTS = ("train", "valid", "test")
+RANK = int(os.environ.get("RANK", 0))  # of this process among WORLD, which torchrun says
+WORLD = int(os.environ.get("WORLD_SIZE", 1))
 # Usual note lengths in quarter notes: plain, dotted and triplet values, whole note to 1/32.
 NOTE_VALUES = np.array([4, 3, 2, 1.5, 4/3, 1, 3/4, 2/3, 1/2, 3/8, 1/3, 1/4, 1/6, 1/8])
 
@@ -337,11 +339,11 @@ class Windows:
         """n random windows: frames (n, window, 88) of 0. and 1., mask (n, window), 1. where real;
         each moved by -6..+5 semitones where it stays on the keyboard. Of several processes, which
         draw alike, each gets its share."""
-        device, (rank, world) = self.frames.device, processes()
-        if n < world:
-            raise InputError(f"--batch {n}: fewer windows than the {world} processes; raise it")
-        which = torch.randint(len(self), (n,), device=device)[rank::world]
-        shift = torch.randint(-6, 6, (n, 1), device=device)[rank::world]
+        device = self.frames.device
+        if n < WORLD:
+            raise InputError(f"--batch {n}: fewer windows than the {WORLD} processes; raise it")
+        which = torch.randint(len(self), (n,), device=device)[RANK::WORLD]
+        shift = torch.randint(-6, 6, (n, 1), device=device)[RANK::WORLD]
         frames, mask = self._gather(which)
         if transpose:
             source = torch.arange(6, 6 + KEYS, device=device) - shift  # of each key, among 6+88+6
@@ -374,22 +376,16 @@ def divergence(a, b):
 
 
 # ------------------------------------------------------------------- processes and the command line
-def processes():
-    """(rank of this process, how many there are): (0, 1) unless torchrun started several."""
-    several = distributed.is_available() and distributed.is_initialized()
-    return (distributed.get_rank(), distributed.get_world_size()) if several else (0, 1)
-
-
 def sum_over_processes(x):
     """A tensor's sum over all processes, the same in each."""
-    if processes()[1] > 1:
+    if WORLD > 1:
         distributed.all_reduce(x := x.clone())
     return x
 
 
 def from_first_process(x):
     """The first process's value of a tensor, in each."""
-    return sum_over_processes(torch.zeros_like(x) if processes()[0] else x)
+    return sum_over_processes(torch.zeros_like(x) if RANK else x)
 
 
 class Parser(argparse.ArgumentParser):
@@ -457,7 +453,7 @@ def device_name(text):
     """"auto" -> "cuda" where there is one, else "cpu". Each of several processes has its own."""
     text = text.replace("auto", "cuda" if torch.cuda.is_available() else "cpu")
     try:
-        if text == "cuda" and processes()[1] > 1:
+        if text == "cuda" and WORLD > 1:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         (torch.ones(1, device=text) + 1).item()  # a build without this GPU's kernels fails here
     except (RuntimeError, AssertionError) as error:
@@ -475,13 +471,13 @@ def cli(main, stopped="stopped; the same command with --resume goes on from the 
     """Run a program's main(), in one process or in each of torchrun's. Bad input ends it with one
     line and exit status 2, Ctrl-C with the line `stopped`; a bug shows its traceback."""
     try:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if WORLD > 1:
             nccl = torch.cuda.is_available() and distributed.is_nccl_available()
             distributed.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
-            if processes()[0]:
+            if RANK:
                 sys.stdout = open(os.devnull, "w")
         main()
-        if processes()[1] > 1:
+        if WORLD > 1:
             distributed.destroy_process_group()
             sys.stdout.flush()
             os._exit(0)  # in an orderly exit gloo's threads abort now and then
@@ -559,13 +555,12 @@ class Run:
         self.parts = {"model": model, **parts}
         self.folder, self.rows, self.sums = Path(args.out), [], Counter()
         self.step, self.best, self.seconds = 0, math.inf, 0.0
-        self.rank, self.world = processes()
         self.params = sum(p.numel() for p in model.parameters())
         if args.resume:
             held = load_checkpoint(self.folder / "last.pt", name, self.parts)
             self.step, self.best, self.rows = held["step"], held["best"], held["rows"]
             self.seconds = self.rows[-1]["seconds"]
-        elif not self.rank:
+        elif not RANK:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()  # what cannot be written fails now
             for name in ("model.pt", "last.pt", "log.csv", "result.json", "curves.png",
@@ -586,7 +581,7 @@ class Run:
 
     def average_gradients(self, module, mask):
         """With several processes, make a module's gradients those of the whole batch."""
-        if self.world > 1:  # means of the processes', weighted by their real frames
+        if WORLD > 1:  # means of the processes', weighted by their real frames
             weight = mask.sum() / sum_over_processes(mask.sum())
             for parameter in module.parameters():
                 if parameter.grad is not None:
@@ -613,7 +608,7 @@ class Run:
               f"{self.seconds / self.step * (steps - self.step) / 60:.1f} min left", flush=True)
         self.rows.append({"step": self.step, "seconds": round(self.seconds, 1),
                           "frames_per_second": round(frames / seconds), **losses})
-        if not self.rank:
+        if not RANK:
             names = dict.fromkeys(name for row in self.rows for name in row)
             lines = [names, *([str(row.get(name, "")) for name in names] for row in self.rows)]
             (self.folder / "log.csv").write_text("".join(",".join(x) + "\n" for x in lines))
@@ -638,7 +633,7 @@ class Run:
     def finish(self, test):
         """Write result.json with the test figures, curves.png, and a first piece."""
         print("test:", *(f"{name} {value:.3f}" for name, value in test.items()), flush=True)
-        if self.rank:
+        if RANK:
             return
         speed = np.mean([row["frames_per_second"] for row in self.rows])
         result = {"model": self.name, "params": self.params, "steps": self.step, "test": test,
