@@ -331,6 +331,7 @@ class Windows:
         return len(self.starts)
 
     def _gather(self, which):
+        """Frames and mask, as sample() gives them, of the windows of these numbers (n,)."""
         time = torch.arange(self.window, device=self.frames.device)
         mask = (time < self.left[which, None]).float()
         return self.frames[self.starts[which, None] + time] * mask[..., None], mask
@@ -428,6 +429,7 @@ class Parser(argparse.ArgumentParser):
 def number(kind, low, high):
     """An argparse type: an int or a float from low to high."""
     def convert(text):
+        """Of the text behind a flag."""
         if not low <= kind(text) <= high:
             raise InputError(f"{text} is not from {low:g} to {high:g}")
         return kind(text)
@@ -563,12 +565,12 @@ class Run:
         elif not RANK:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()  # what cannot be written fails now
-            for name in ("model.pt", "last.pt", "log.csv", "result.json", "curves.png",
+            for file in ("model.pt", "last.pt", "log.csv", "result.json", "curves.png",
                          "sample.mid", "sample.wav", "sample.png"):
-                if (self.folder / name).exists() and not args.force:
-                    raise InputError(f"--out {args.out} holds a run: --resume it, or --force, or "
+                if not args.force and (self.folder / file).exists():
+                    raise InputError(f"--out {args.out} holds a run: --resume it, --force, or "
                                      "another --out")
-                (self.folder / name).unlink(missing_ok=True)
+                (self.folder / file).unlink(missing_ok=True)  # of a run, by force, these alone go
         self.started = time.time()
         print(f"{name}: {self.params:,} parameters on {args.device}; run folder {self.folder}"
               + f", going on from step {self.step}" * (self.step > 0), flush=True)
@@ -619,6 +621,7 @@ class Run:
         sum_over_processes(torch.zeros(1))  # the others wait until the first has written it
 
     def _save(self, file, parts):
+        """Write a checkpoint of the states of these parts."""
         save_checkpoint(self.folder / file, {
             "model": self.name, "class": type(self.model).__name__, "step": self.step,
             "config": config(type(self.model), self.args), "best": self.best, "rows": self.rows,
@@ -727,6 +730,7 @@ def draw_curves(runs, path):
 
 
 def main(argv=None):
+    """Print a corpus's report."""
     args = Parser("Say what a corpus holds; write the default one if missing.", "").parse_args(argv)
     corpus = load_corpus(args.data, args.time_step, args.voices)
     print(corpus.name, *corpus.report, sep="\n")

@@ -11,7 +11,6 @@ Files go to samples/ in the run's folder, or to --out; nothing there is ever rep
 """
 
 import contextlib
-import csv
 import glob
 import importlib
 import json
@@ -23,7 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from fractions import Fraction
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 
 import mido
@@ -42,7 +41,6 @@ ABLE = {
     "vqvae": ("temperature", "top_p", "prime", "reconstruct"),
     "wgan": ("temperature", "top_p"),
 }
-OPTIONS = ("temperature", "top_p", "skip_top")
 
 
 def able(held, what, insist=False):
@@ -170,8 +168,7 @@ def keep_below(notes, tune, tolerance):
 def draw(model, held, args, length, time_step, events=None, **given):
     """Sample as the flags say, and say how much that is: bool (n, length, 88). given: prime or
     melody; events: of the piece, for its metre and tempo."""
-    options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
-    for name in (*options, *given):
+    for name in (*args.options, *given):
         able(held, name, insist=True)
     now = {message.type: message for _, message in events or ()}
     metre = now.get("time_signature", mido.MetaMessage("time_signature"))
@@ -181,7 +178,7 @@ def draw(model, held, args, length, time_step, events=None, **given):
           f"{quarters * metre.denominator / 4 / metre.numerator:.4g} bars of {metre.numerator}/"
           f"{metre.denominator}, {quarters * 60 / bpm:.0f} seconds", flush=True)
     generator = torch.Generator(args.device).manual_seed(args.seed)
-    return model.sample(n, length, generator, **options, **given).cpu().numpy()
+    return model.sample(n, length, generator, **args.options, **given).cpu().numpy()
 
 
 def to_parts(roll, time_step, voices):
@@ -257,17 +254,11 @@ def write(stem, parts, args, events=None, ticks=480, rows=None):
     print(f"wrote {folder / name}.mid" + ", .wav" * (not args.no_wav) + ", .png")
 
 
-def settings(args):
-    """The sampling flags as a part of a file's name."""
-    return f"-seed{args.seed}" + "".join(f"-{name.replace('_', '')}{getattr(args, name):g}"
-                                         for name in OPTIONS if getattr(args, name) is not None)
-
-
 def sample(model, held, args):
     """New pieces."""
     time_step = args.time_step or held["time_step"]
     for roll in draw(model, held, args, args.length or 256, time_step):
-        write("sample" + settings(args), to_parts(roll, time_step, held["voices"]), args)
+        write("sample" + args.settings, to_parts(roll, time_step, held["voices"]), args)
 
 
 def prime(model, held, args):
@@ -290,7 +281,7 @@ def prime(model, held, args):
                  prime=roll[roll.any(1).argmax():])
     for rest in rolls:
         parts = to_parts(np.concatenate([roll, rest]), time_step, held["voices"])
-        write(f"prime-{Path(args.prime).stem}" + settings(args), parts, args,
+        write(f"prime-{Path(args.prime).stem}" + args.settings, parts, args,
               [*events, (new, mido.MetaMessage("marker", text="new music"))], ticks)
 
 
@@ -307,7 +298,7 @@ def melody(model, held, args):
         lower = to_parts(lower, time_step, held["voices"] - 1).values()
         lower = [keep_below(part, tune, time_step / 4) for part in lower]
         parts = dict(zip(to_parts(roll, time_step, held["voices"]), [tune, *lower]))
-        write(f"melody-{Path(args.melody).stem}" + settings(args), parts, args, events, ticks)
+        write(f"melody-{Path(args.melody).stem}" + args.settings, parts, args, events, ticks)
 
 
 @torch.no_grad()
@@ -455,7 +446,7 @@ def parallels(rolls):
         frames += len(roll)
         voice = data.to_voices(torch.as_tensor(roll), 4).numpy()
         before, after = voice[:-1], voice[1:]
-        for i, j in ((i, j) for i in range(4) for j in range(i + 1, 4)):
+        for i, j in combinations(range(4), 2):
             sound = (before[:, [i, j]] > 0).all(1) & (after[:, [i, j]] > 0).all(1)
             move = np.sign(after - before)
             together = (move[:, i] != 0) & (move[:, i] == move[:, j])
@@ -605,8 +596,7 @@ def measure(rolls, reference, where=None):
 def sample_run(path, model, held, n, length, args):
     """Rolls of a run for the table, and what its row says before and after their figures."""
     print(f"sampling {n} pieces of {length} frames from {path}", file=sys.stderr)
-    options = {name: getattr(args, name) for name in OPTIONS
-               if getattr(args, name) is not None and able(held, name)}
+    options = {name: value for name, value in args.options.items() if able(held, name)}
     started, generator = time.time(), torch.Generator(args.device).manual_seed(args.seed)
     rolls = model.sample(n, length, generator, **options).cpu().numpy()
     speed = n * length / (time.time() - started)
@@ -654,8 +644,9 @@ def compare(args):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "compare.md").write_text(text + "\n")
     draw_comparison(distances, np.mean(floor), known, folder / "compare.png")
-    data.draw_curves({name: read_log(path) for name, (path, *_) in runs.items()},
-                     folder / "curves.png")
+    logs = {name: (data.load_zip(path / "last.pt") or held)["rows"]  # model.pt's end at its step
+            for name, (path, _, held) in runs.items()}
+    data.draw_curves(logs, folder / "curves.png")
 
 
 def markdown(rows):
@@ -664,15 +655,6 @@ def markdown(rows):
     lines = [["", *columns], ["---"] * (1 + len(columns))]
     lines += [[name, *(row.get(column, "") for column in columns)] for name, row in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def read_log(run):
-    """The rows of a run's log.csv, numbers as floats; none where it cannot be read."""
-    try:
-        with open(run / "log.csv", newline="") as file:
-            return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-    except (OSError, ValueError):
-        return []
 
 
 def draw_comparison(distances, floor, known, path):
@@ -710,7 +692,8 @@ def soundfont(path):
     return path
 
 
-def main(argv=None):
+def flags():
+    """The parser of the command line."""
     parser = data.Parser(__doc__)
     add = parser.add_argument
     add("runs", nargs="+", help="run folder of a trained model; with --compare several, and "
@@ -739,7 +722,17 @@ def main(argv=None):
     add("--no-wav", action="store_true", help="write no WAV files, which are large")
     add("--soundfont", type=soundfont, metavar="FILE", help=".sf2 file for FluidSynth to play with")
     add("--device", type=data.device_name, default="auto", help="cpu or cuda; auto: cuda if any")
+    return parser
+
+
+def main(argv=None):
+    """Read the flags; sample, or do what one of them asks for."""
+    parser = flags()
     args = parser.parse_args(argv)
+    args.options = {name: getattr(args, name) for name in ("temperature", "top_p", "skip_top")
+                    if getattr(args, name) is not None}
+    args.settings = f"-seed{args.seed}" + "".join(  # a part of a file's name
+        f"-{name.replace('_', '')}{value:g}" for name, value in args.options.items())
     verbs = [verb for verb in (compare, prime, melody, interpolate, reconstruct)
              if getattr(args, verb.__name__)]
     if len(verbs) > 1:
