@@ -568,8 +568,7 @@ class Run:
             for file in ("model.pt", "last.pt", "log.csv", "result.json", "curves.png",
                          "sample.mid", "sample.wav", "sample.png"):
                 if not args.force and (self.folder / file).exists():
-                    raise InputError(f"--out {args.out} holds a run: --resume it, --force, or "
-                                     "another --out")
+                    raise InputError(f"{args.out} holds a run: --resume, --force, or another --out")
                 (self.folder / file).unlink(missing_ok=True)  # of a run, by force, these alone go
         self.started = time.time()
         print(f"{name}: {self.params:,} parameters on {args.device}; run folder {self.folder}"
@@ -602,9 +601,8 @@ class Run:
         losses |= {"valid_" + name: value for name, value in valid.items()}
         if not all(abs(value) < 1e9 for value in losses.values()):  # nan is not either
             raise InputError(f"diverged by step {self.step}; try --resume with a smaller --lr")
-        seconds, self.started = time.time() - self.started, time.time()
+        seconds, self.started, self.sums = time.time() - self.started, time.time(), Counter()
         self.seconds += seconds
-        self.sums.clear()
         print(f"step {self.step} of {steps}:", *(f"{k} {v:.3f}," for k, v in losses.items()),
               f"{frames / seconds:,.0f} frames/s,",
               f"{self.seconds / self.step * (steps - self.step) / 60:.1f} min left", flush=True)
