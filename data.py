@@ -276,7 +276,7 @@ def split_pieces(root, pieces):
         works = merge_works(works, [piece.roll.numpy() for piece in pieces])
         split = split_works(works)
         if len(split) < 3:
-            raise InputError(f"--data {root}: too few works to split; give train/, valid/, test/")
+            raise InputError(f"{root}: too few works to split; give 3, or train/, valid/, test/")
         of = [split[work] for work in works]
         note = f"{len(split)} works; {repeats} exact repeats left out"
     return {part: [p for p, its in zip(pieces, of) if its == part] for part in PARTS}, note
@@ -316,7 +316,7 @@ class Windows:
         self.window, hop, spans, end = window, min(hop, window), [], 0
         for piece in map(np.asarray, pieces):
             if piece.shape[1:] != (KEYS,) or not np.isin(piece, (0, 1)).all():
-                raise InputError(f"a piano roll is (T, 88) of 0 and 1, not {piece.shape} or others")
+                raise InputError(f"a piano roll is (T, 88), all 0 or 1; this {piece.shape} is not")
             end += len(piece)
             for left in range(len(piece), min(len(piece), window) - hop, -hop):  # to its end
                 if left >= window or not full:
