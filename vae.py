@@ -3,8 +3,7 @@
 A window x of N frames has a latent vector z (Z), a share of which goes to each segment of S frames.
 An encoder reads the window both ways; a decoder writes frame after frame. With t in segment u:
 
-    q(z | x) = N(mu(x), diag sigma(x)^2)           bidirectional LSTM, linear to mu, log sigma^2
-    z = mu + sigma * epsilon, epsilon ~ N(0, I)    the reparametrisation trick
+    q(z | x) = N(mu(x), diag sigma(x)^2)           z = mu + sigma * epsilon, epsilon ~ N(0, I)
     h_t = LSTM(x_<t, z's shares of frames < t)     (H), the first state is linear in z_1
     p(x_t | x_<t, z) = prod_v p(voice v | h_t, z_u, x_t-1, the voices chosen before v)
     p(z_u | x_<t, z_<u) = N(m(h_t), diag s(h_t)^2), t the first frame of u; N(0, I) for z_1
@@ -22,8 +21,6 @@ are chosen in turn (Heads), frames read as intervals too, weights averaged. Else
 """
 
 import copy
-import math
-import warnings
 
 import torch
 from torch import nn
@@ -83,8 +80,7 @@ class Heads(nn.Module):
         return logits
 
     def draw(self, x, last, generator=None, temperature=1.0, top_p=1.0):
-        """Voices of frames, drawn (B, T, V), and the chance of each key that some voice has it,
-        given those drawn before it (B, T, 88): the decoder's softmax as a frame."""
+        """Draw voices (B, T, V); and their softmax as a frame: each key's chance (B, T, 88)."""
         voices, silent = torch.zeros_like(last), 1.0
         for i, v in enumerate(self.order):
             logits = self.logits(i, x, last, voices.clone())
@@ -94,24 +90,22 @@ class Heads(nn.Module):
 
 
 class Encoder(nn.Module):
-    """q(z | x): frames (B, T, 88), mask (B, T), T <= window -> mu, log sigma^2, each (B, Z). A
-    linear layer reads each segment; features 0: the LSTM's two last states (the paper's)."""
+    """q(z | x): frames (B, T, 88), mask (B, T), T <= N -> mu and log sigma^2, (B, Z) each."""
 
-    def __init__(self, window, segment, hidden, latent, features):
+    def __init__(self, window, shape, hidden, features):
         super().__init__()
-        self.window, U = window, window // segment if features else 1
-        self.shape = U, latent // U  # of z: shares, numbers in each
+        self.window, (self.shares, D) = window, shape
         self.lstm = nn.LSTM(data.KEYS, hidden, batch_first=True, bidirectional=True)
         for weight in (self.lstm.weight_ih_l0, self.lstm.weight_ih_l0_reverse):
             nn.init.normal_(weight, std=0.5)  # four of 88 inputs are on; PyTorch expects all
         self.reduce = nn.Linear(2 * hidden + data.KEYS, features) if features else None
-        self.out = nn.Linear(segment * features or 2 * hidden, 2 * self.shape[1])
+        self.out = nn.Linear(window // self.shares * features or 2 * hidden, 2 * D)
 
     def forward(self, frames, mask):
         frames = F.pad(frames * mask[..., None], (0, 0, 0, self.window - frames.shape[1]))
         h, (last, _) = self.lstm(frames)  # (B, N, 2E), (2, B, E)
         h = self.reduce(torch.cat([h, frames], -1)).relu() if self.reduce else last.transpose(0, 1)
-        mu, logvar = self.out(h.reshape(len(frames), self.shape[0], -1)).chunk(2, -1)  # (B, U, D)
+        mu, logvar = self.out(h.reshape(len(frames), self.shares, -1)).chunk(2, -1)  # (B, U, D)
         return mu.flatten(1), logvar.flatten(1)
 
 
@@ -121,15 +115,15 @@ class VAE(nn.Module):
     def __init__(self, voices=4, window=32, segment=4, hidden=256, latent=128, features=64,
                  dropout=0.4, feed="teacher", drop=0.3, beta=0.85, rec_mean=False):
         super().__init__()
-        if window % segment or (features and latent % (window // segment)):
+        U = window // segment if features else 1
+        if window % segment or latent % U:
             raise data.InputError(f"--segment {segment} must divide --window {window}, and the "
                                   f"number of segments --latent {latent}")
-        self.voices, self.window, self.features = voices, window, features
+        self.voices, self.window, self.latent, self.features = voices, window, latent, features
         self.feed, self.drop, self.beta, self.rec_mean = feed, drop, beta, rec_mean
-        warnings.filterwarnings("ignore", "Initializing zero-element")  # --latent 0, --features 0
-        self.encode = Encoder(window, segment, (hidden + 1) // 2, latent, features)
-        self.shape = U, D = self.encode.shape  # of z
-        self.share = window // U  # frames that a share of z speaks of
+        self.shape = U, D = U, latent // U  # of z: shares, numbers in each
+        self.share = window // U  # frames that a share speaks of
+        self.encode = Encoder(window, self.shape, (hidden + 1) // 2, features)
         self.prior = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(),
                                    nn.Linear(hidden, 2 * D, bias=False))
         nn.init.zeros_(self.prior[-1].weight)  # N(0, I), at first
@@ -143,8 +137,7 @@ class VAE(nn.Module):
         self.heads = Heads(voices, hidden + features, hidden // 2, dropout)
 
     def plan(self, z):
-        """z or its first shares (B, K, D) -> the decoder's first state, two of (1, B, H), and what
-        they say to each frame, (B, K * S, features)."""
+        """Shares of z (B, K, D) -> first state, 2 x (1, B, H); what frames hear (B, K * S, .)."""
         h, c = self.first(z[:, 0])[None].chunk(2, -1)
         views = self.views(z).unflatten(-1, (self.share, self.features)).flatten(1, 2)
         return (h.tanh().contiguous(), c.contiguous()), views
@@ -178,15 +171,13 @@ class VAE(nn.Module):
         h = self.dropout(h)  # (B, N, H)
         m, logs = F.pad(self.prior(h[:, self.share::self.share]), (0, 0, 1, 0)).chunk(2, -1)
         x = torch.cat([h, views], -1)
-        nll = 0
-        for i, v in enumerate(self.heads.order):
-            logits = self.heads.logits(i, x, past[:, 1:], voices)  # (B, N, 89)
-            nll = nll + F.cross_entropy(logits.mT, voices[..., v], reduction="none")
+        nll = sum(F.cross_entropy(self.heads.logits(i, x, past[:, 1:], voices).mT,
+                                  voices[..., v], reduction="none")
+                  for i, v in enumerate(self.heads.order))
         return mask * nll[:, :mask.shape[1]], m.flatten(1), logs.flatten(1)
 
     def terms(self, frames, mask, seen=True):
-        """With one z drawn from q(z | x): -log p(x_t | x_<t, z) of each frame, (B, T) nats, and the
-        KL of each number in z from its prior, (B, Z) nats."""
+        """With a z drawn from q(z | x): score's nats (B, T), KL of each number in z (B, Z)."""
         mu, logvar = self.encode(frames, mask)
         z = mu + (logvar / 2).exp() * torch.randn_like(mu)
         nll, m, logs = self.score(frames, mask, z, seen)
@@ -210,12 +201,11 @@ class VAE(nn.Module):
 
     @data.sampling()
     def decode(self, z, length=None, generator=None, temperature=1.0, top_p=1.0, past=None):
-        """z or its first shares (n, K * D), more are drawn -> bool (n, length, 88), a window if not
-        given. past: (n, P, 88), what it starts with. temperature 0 takes the likeliest notes, after
-        training with --drop given z alone: the decoder's own guesses would lead it astray."""
+        """z or its first shares (n, K * D), the rest is drawn -> bool (n, length, 88). past: how it
+        starts (n, P, 88). temperature 0: the likeliest notes; after --drop, those z alone tells."""
         z, roll = torch.stack(z.split(self.shape[1], 1), 1), []  # (n, K, D)
         state, views = self.plan(z)
-        seen = temperature > 0 or self.drop == 0
+        seen = temperature > 0 or self.drop == 0  # its own guesses would lead it astray
         frame, view = self.start.expand(len(z), 1, -1) * seen, torch.zeros_like(views[:, :1])
         last = torch.zeros(len(z), 2, self.voices, dtype=torch.long, device=z.device)
         for t in range(length or self.window):
@@ -239,24 +229,22 @@ class VAE(nn.Module):
         """n new pieces as bool (n, length, 88), share after share of z drawn from the prior; with
         prime, a bool (T, 88) roll, what follows it, z drawn from q(z | its last window)."""
         self.eval()
-        past = torch.zeros(0, data.KEYS) if prime is None else torch.as_tensor(prime)
-        while len(past) > self.window:
-            past = past[self.share:]  # where a bar starts, it still does
-        frames = past.to(self.start.device).float().expand(n, -1, -1)
-        z = torch.randn(n, math.prod(self.shape), generator=generator, device=frames.device)
-        if len(past):
-            mu, logvar = self.encode(frames, torch.ones_like(frames[..., 0]))
+        prime = torch.zeros(0, data.KEYS) if prime is None else torch.as_tensor(prime)
+        while len(prime) > self.window:
+            prime = prime[self.share:]  # so its segments stay where they were
+        past, P = prime.to(self.start.device).float().expand(n, -1, -1), len(prime)
+        z = torch.randn(n, self.latent, generator=generator, device=past.device)
+        if P:
+            mu, logvar = self.encode(past, torch.ones_like(past[..., 0]))
             z = mu + (logvar / 2).exp() * z
-        z = z[:, :max(1, math.ceil(len(past) / self.share)) * self.shape[1]]
-        roll = self.decode(z, len(past) + length, generator, temperature, top_p, frames)
-        return roll[:, len(past):]
+        z = z[:, :max(1, -(-P // self.share)) * self.shape[1]]
+        return self.decode(z, P + length, generator, temperature, top_p, past)[:, P:]
 
 
 @torch.no_grad()
 def evaluate(model, pieces):
-    """Figures on held-out pieces (bool (T, 88)), over windows that tile them: the bound (nll) in
-    nats per frame and per note; kl in nats per window; used_dims: numbers in z with a mean KL above
-    0.1 nat; F1 of the notes rebuilt from mu."""
+    """Figures on held-out pieces (bool (T, 88)), over windows that tile them: nll, the bound; kl in
+    nats per window; used_dims: numbers in z whose mean is over 0.1; F1 of notes rebuilt from mu."""
     model.eval()
     windows, sums = data.Windows(pieces, model.window, model.start.device, hop=model.window), []
     for frames, mask in windows.chunks(64):
@@ -307,7 +295,7 @@ def train(args):
 
 
 def main(argv=None):
-    parser = data.Parser(__doc__, "vae", log="nll: bound per frame; kl: per window; f1: of z's notes")
+    parser = data.Parser(__doc__, "vae", log="nll: bound a frame; kl: a window; f1: notes out of z")
     add = parser.add_argument
     add("--window", type=data.positive_int, default=32, help="frames of a window, N")
     add("--steps", type=data.positive_int, default=1700, help="training steps")
