@@ -1,36 +1,26 @@
 """A recurrent variational autoencoder of windows of music (section 5.2 of the paper).
 
-A window x of N frames (N, 88) has a latent vector z (Z): a share for each segment of S frames. An
-encoder reads the window both ways; a decoder writes it frame by frame. Let t lie in segment u:
+A window x of N frames has a latent vector z (Z), a share of which goes to each segment of S frames.
+An encoder reads the window both ways; a decoder writes frame after frame. With t in segment u:
 
-    q(z | x) = N(mu(x), diag sigma(x)^2)           bidirectional LSTM, linear to mu, log sigma^2
-    z = mu + sigma * epsilon, epsilon ~ N(0, I)    the reparametrisation trick
+    q(z | x) = N(mu(x), diag sigma(x)^2)           z = mu + sigma * epsilon, epsilon ~ N(0, I)
     h_t = LSTM(x_<t, z's shares of frames < t)     (H), the first state is linear in z_1
     p(x_t | x_<t, z) = prod_v p(voice v | h_t, z_u, x_t-1, the voices chosen before v)
     p(z_u | x_<t, z_<u) = N(m(h_t), diag s(h_t)^2), t the first frame of u; N(0, I) for z_1
     -log p(x) <= E_q [sum_t -log p(x_t | x_<t, z) + sum_u KL(q(z_u | x) || p(z_u | x_<t, z_<u))]
-                 reconstruction + KL: the bound
 
-    python vae.py                        # default run; with less --beta z says more
-    python vae.py --latent 0 --drop 0    # no z: what the decoder does alone
-    python vae.py --paper --voices 1     # the paper's; --rec-mean: as its code had it
+    python vae.py    # default run; less --beta: z says more; --latent 0 --drop 0: without z
+    python vae.py --paper --voices 1    # the paper's; --rec-mean: as its code had it
 
-Differences from the paper, whose latents collapsed (KL to 0: the decoder did not listen to z):
-- The bound sums over frames, voices and dimensions. The study's code averaged the reconstruction
-  over notes but summed the KL, which weighs the KL N times too much: --rec-mean.
-- z has shares, and each a prior that knows what is written before it (Chung et al. 2015): z costs
-  what is new. --features 0: one share, so N(0, I), as the paper has it.
-- The decoder reads true frames, not its own softmax. In training --drop of the windows are told by
-  z alone: what the decoder could read off the frames before, z must say as well.
-- The KL's weight rises from 0 over most of the run: z learns to speak first, then to be brief.
-- Voices are chosen one after the other (class Heads), frames read as motions and intervals too,
-  and the weights tested and kept are an average. The rest is as in lstm.py.
+Differences from the paper, whose z collapsed (KL 0): its code averaged the reconstruction over
+notes but summed the KL, which weighs it N times too much (--rec-mean); here both are summed. Each
+share's prior knows what is written before it (Chung et al. 2015): z costs what is new; --features 0
+is one share for all. The decoder reads true frames, not its own softmax, but of --drop of the
+windows none: z must say it all. The KL's weight rises: z learns to speak, then to be brief. Voices
+are chosen in turn (Heads), frames read as intervals too, weights averaged. Else as in lstm.py.
 """
 
 import copy
-import math
-import sys
-import warnings
 
 import torch
 from torch import nn
@@ -47,18 +37,16 @@ def interval(a, b):
 
 
 def relative(scores, symbol):
-    """Scores of intervals from a symbol (..., 2 * SPAN + 1), -SPAN first -> scores of all symbols
-    (..., 89): none for the rest, none at all where the symbol (...) is a rest."""
+    """Scores (..., 2 * SPAN + 1) of intervals from symbol (...), none if a rest -> (..., 89)."""
     symbols = torch.arange(data.SYMBOLS, device=symbol.device)
     steps = (symbols - symbol[..., None]).clamp(-SPAN, SPAN) + SPAN
     return scores.gather(-1, steps) * ((symbols > 0) & (symbol[..., None] > 0))
 
 
 class Heads(nn.Module):
-    """The voices of a frame, chosen one after the other, outer voices first, a head each. It
-    scores symbols, intervals from its voice's last note and from each chosen voice, and the note
-    that would move in parallel with a chosen voice, by the interval between the two. What crosses
-    or doubles a chosen voice gets no mass, so the likelihood of a frame is exact."""
+    """The voices of a frame, chosen one after the other, outer ones first, a head each. It scores
+    symbols, intervals from its voice's last note and from each chosen voice, and the note that
+    moves in parallel with a chosen one. What crosses or doubles a chosen voice gets no mass."""
 
     def __init__(self, voices, inputs, hidden, dropout):
         super().__init__()
@@ -74,7 +62,7 @@ class Heads(nn.Module):
         the voices of the frame before, last (B, T, V), and the chosen ones in voices (B, T, V)."""
         v, chosen = self.order[i], self.order[:i]
         own = last[..., v]
-        for u in chosen:  # each one's pitch, motion, and interval from this voice's last note
+        for u in chosen:  # its pitch, its motion, its interval from this voice's last note
             x = torch.cat([x, self.pitch(voices[..., u]),
                            self.interval(interval(voices[..., u], last[..., u])),
                            self.interval(interval(voices[..., u], own))], -1)
@@ -86,17 +74,13 @@ class Heads(nn.Module):
             moves = (now > 0) & (then > 0) & (own > 0) & (now != then)
             score = parallel.gather(-1, ((then - own) % 12)[..., None]) * moves[..., None]
             logits = (logits + relative(harmony, now)).scatter_add(-1, along[..., None], score)
-        if i:
-            symbols = torch.arange(data.SYMBOLS, device=x.device)
-            above = voices[..., 0 if i == 1 else v - 1, None]  # where it rests, so does this voice
-            below = voices[..., -1:] if i > 1 else torch.zeros_like(above)
-            fits = (symbols < above) & (symbols > below) & ((i != 2) | (below > 0))
-            logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)
+            symbols, now = torch.arange(data.SYMBOLS, device=x.device), now[..., None]
+            fits = (symbols < now) if u < v else (symbols > now) & (now > 0)
+            logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)  # a rest always fits
         return logits
 
     def draw(self, x, last, generator=None, temperature=1.0, top_p=1.0):
-        """Voices of frames, drawn (B, T, V), and the chance of each key that some voice has it,
-        given those drawn before it (B, T, 88): the decoder's softmax as a frame."""
+        """Draw voices (B, T, V); and their softmax as a frame: each key's chance (B, T, 88)."""
         voices, silent = torch.zeros_like(last), 1.0
         for i, v in enumerate(self.order):
             logits = self.logits(i, x, last, voices.clone())
@@ -106,124 +90,110 @@ class Heads(nn.Module):
 
 
 class Encoder(nn.Module):
-    """q(z | x): frames (B, T, 88), mask (B, T), T <= window -> mu, log sigma^2, each (B, Z). A
-    linear layer reads each segment; features 0: the LSTM's two last states (the paper's)."""
+    """q(z | x): frames (B, T, 88), mask (B, T), T <= N -> mu and log sigma^2, (B, Z) each."""
 
-    def __init__(self, window, segment, hidden, latent, features):
+    def __init__(self, window, shape, hidden, features):
         super().__init__()
-        self.window, self.segments = window, window // segment if features else 1
+        self.window, (self.shares, D) = window, shape
         self.lstm = nn.LSTM(data.KEYS, hidden, batch_first=True, bidirectional=True)
         for weight in (self.lstm.weight_ih_l0, self.lstm.weight_ih_l0_reverse):
             nn.init.normal_(weight, std=0.5)  # four of 88 inputs are on; PyTorch expects all
         self.reduce = nn.Linear(2 * hidden + data.KEYS, features) if features else None
-        self.out = nn.Linear(segment * features or 2 * hidden, 2 * latent // self.segments)
+        self.out = nn.Linear(window // self.shares * features or 2 * hidden, 2 * D)
 
     def forward(self, frames, mask):
         frames = F.pad(frames * mask[..., None], (0, 0, 0, self.window - frames.shape[1]))
         h, (last, _) = self.lstm(frames)  # (B, N, 2E), (2, B, E)
         h = self.reduce(torch.cat([h, frames], -1)).relu() if self.reduce else last.transpose(0, 1)
-        mu, logvar = self.out(h.reshape(len(frames), self.segments, -1)).chunk(2, -1)  # (B, U, D)
+        mu, logvar = self.out(h.reshape(len(frames), self.shares, -1)).chunk(2, -1)  # (B, U, D)
         return mu.flatten(1), logvar.flatten(1)
 
 
 class VAE(nn.Module):
-    """Encoder, a decoder of one LSTM, the prior that reads its state, heads. voices: V; window: N;
-    segment: S; hidden: units of the decoder, the encoder has half of them each way; latent: Z;
-    features: numbers per frame between LSTMs and z, 0 for the paper's wiring; dropout: before and
-    in the heads; feed, drop, beta, rec_mean: as the flags in main."""
+    """Encoder, a decoder of one LSTM, the prior that reads its state, heads; flags as in main."""
 
     def __init__(self, voices=4, window=32, segment=4, hidden=256, latent=128, features=64,
                  dropout=0.4, feed="teacher", drop=0.3, beta=0.85, rec_mean=False):
         super().__init__()
-        if window % segment or (features and latent % (window // segment)):
+        U = window // segment if features else 1
+        if window % segment or latent % U:
             raise data.InputError(f"--segment {segment} must divide --window {window}, and the "
                                   f"number of segments --latent {latent}")
         self.voices, self.window, self.latent, self.features = voices, window, latent, features
         self.feed, self.drop, self.beta, self.rec_mean = feed, drop, beta, rec_mean
-        warnings.filterwarnings("ignore", "Initializing zero-element")  # --latent 0, --features 0
-        self.encode = Encoder(window, segment, (hidden + 1) // 2, latent, features)
-        self.shape = self.encode.segments, latent // self.encode.segments  # of z: U, D
-        self.segment = window // self.shape[0]
+        self.shape = U, D = U, latent // U  # of z: shares, numbers in each
+        self.share = window // U  # frames that a share speaks of
+        self.encode = Encoder(window, self.shape, (hidden + 1) // 2, features)
         self.prior = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(),
-                                   nn.Linear(hidden, 2 * self.shape[1], bias=False))
+                                   nn.Linear(hidden, 2 * D, bias=False))
         nn.init.zeros_(self.prior[-1].weight)  # N(0, I), at first
         self.start = nn.Parameter(torch.zeros(data.KEYS))  # stands for the frame before the first
-        self.first = nn.Linear(self.shape[1], 2 * hidden)
-        self.views = nn.Linear(self.shape[1], self.segment * features)
-        rows = 2 * data.KEYS * torch.tensor([0] * voices + [1] * voices + [2] * (voices - 1))
-        self.register_buffer("rows", rows, persistent=False)  # of symbols, motions, intervals
-        self.facts = nn.Embedding(6 * data.KEYS, 16)
-        self.lstm = nn.LSTM(data.KEYS + 16 * len(rows) + features, hidden, batch_first=True)
+        self.first = nn.Linear(D, 2 * hidden)
+        self.views = nn.Linear(D, self.share * features)
+        self.facts = nn.Embedding(6 * data.KEYS, 16)  # symbols, motions, intervals
+        self.lstm = nn.LSTM(data.KEYS + 16 * (3 * voices - 1) + features, hidden, batch_first=True)
         nn.init.normal_(self.lstm.weight_ih_l0[:, :data.KEYS], std=0.5)
         self.dropout = nn.Dropout(dropout)
         self.heads = Heads(voices, hidden + features, hidden // 2, dropout)
 
     def plan(self, z):
-        """z or its first shares (B, K, D) -> the decoder's first state, two of (1, B, H), and what
-        they say to each frame, (B, K * S, features)."""
+        """Shares of z (B, K, D) -> first state, 2 x (1, B, H); what frames hear (B, K * S, .)."""
         h, c = self.first(z[:, 0])[None].chunk(2, -1)
-        views = self.views(z).view(len(z), z.shape[1] * self.segment, self.features)
+        views = self.views(z).unflatten(-1, (self.share, self.features)).flatten(1, 2)
         return (h.tanh().contiguous(), c.contiguous()), views
 
-    def read(self, previous, past, views, state):
-        """Read frames (B, T, 88), the voices of these and of one more before, past (B, T + 1, V),
-        and what z said to them (B, T, features) -> h of the frames after (B, T, H), next state."""
-        now = past[:, 1:]
-        facts = [now, interval(now, past[:, :-1]), interval(now[..., :-1], now[..., 1:])]
-        facts = self.facts(torch.cat(facts, -1) + self.rows).flatten(2)
-        return self.lstm(torch.cat([previous, facts, views], -1), state)
+    def read(self, frames, voices, views, state):
+        """Frames (B, T, 88), the voices of these and of one more before, (B, T + 1, V), and what z
+        said to them (B, T, features) -> h of the frames after (B, T, H), next state."""
+        now = voices[:, 1:]
+        motion, chord = interval(now, voices[:, :-1]), interval(now[..., :-1], now[..., 1:])
+        facts = torch.cat([now, motion + 2 * data.KEYS, chord + 4 * data.KEYS], -1)
+        return self.lstm(torch.cat([frames, self.facts(facts).flatten(2), views], -1), state)
 
     def score(self, frames, mask, z, seen=True):
         """-log p(x_t | x_<t, z) of each frame, summed over voices, (B, T) nats, 0 if masked, and
         the prior's m and log s^2, (B, Z) each. seen (B, 1, 1): not if z alone tells it."""
-        (state, views), T = self.plan(z.view(len(z), *self.shape)), mask.shape[1]
-        frames = F.pad(frames * mask[..., None], (0, 0, 0, self.window - T))  # (B, N, 88)
-        voices, before = data.to_voices(frames, self.voices), F.pad(views[:, :-1], (0, 0, 1, 0))
-        previous, past = self.start.expand(len(frames), 1, -1), F.pad(voices[:, :-1], (0, 0, 2, 0))
-        if self.feed == "softmax":
+        frames = F.pad(frames * mask[..., None], (0, 0, 0, self.window - frames.shape[1]))
+        voices = data.to_voices(frames, self.voices)  # (B, N, V)
+        past = F.pad(voices[:, :-1], (0, 0, 2, 0)) * seen
+        state, views = self.plan(z.view(len(z), *self.shape))
+        before = F.pad(views[:, :-1], (0, 0, 1, 0))
+        frame = self.start.expand(len(frames), 1, -1)
+        if self.feed == "teacher":
+            h, _ = self.read(torch.cat([frame, frames[:, :-1]], 1) * seen, past, before, state)
+        else:
             h, past = [], torch.zeros_like(past)
             for view, then in zip(views.split(1, 1), before.split(1, 1)):
-                now, state = self.read(previous, past[:, :2], then, state)
-                x, h = torch.cat([now, view], -1), [*h, now]
-                previous = self.heads.draw(x, past[:, :1], temperature=0)[1]
+                now, state = self.read(frame, past[:, :2], then, state)
+                _, frame = self.heads.draw(torch.cat([now, view], -1), past[:, :1], temperature=0)
+                h.append(now)
             h = torch.cat(h, 1)
-        else:
-            previous, past = torch.cat([previous, frames[:, :-1]], 1) * seen, past * seen
-            h, _ = self.read(previous, past, before, state)  # (B, N, H)
-        h = self.dropout(h)
-        m, logs = F.pad(self.prior(h[:, self.segment::self.segment]), (0, 0, 1, 0)).chunk(2, -1)
+        h = self.dropout(h)  # (B, N, H)
+        m, logs = F.pad(self.prior(h[:, self.share::self.share]), (0, 0, 1, 0)).chunk(2, -1)
         x = torch.cat([h, views], -1)
-        nll = sum(F.cross_entropy(self.heads.logits(i, x, past[:, 1:], voices).transpose(1, 2),
+        nll = sum(F.cross_entropy(self.heads.logits(i, x, past[:, 1:], voices).mT,
                                   voices[..., v], reduction="none")
                   for i, v in enumerate(self.heads.order))
-        return mask * nll[:, :T], m.flatten(1), logs.flatten(1)
+        return mask * nll[:, :mask.shape[1]], m.flatten(1), logs.flatten(1)
 
     def terms(self, frames, mask, seen=True):
-        """With one z drawn from q(z | x): -log p(x_t | x_<t, z) of each frame (B, T); the KL of
-        each of z's dimensions from its prior (B, Z), and log p(z) / q(z | x) of this z (B, Z)."""
+        """With a z drawn from q(z | x): score's nats (B, T), KL of each number in z (B, Z)."""
         mu, logvar = self.encode(frames, mask)
-        noise = torch.randn_like(mu)
-        z = mu + (logvar / 2).exp() * noise
+        z = mu + (logvar / 2).exp() * torch.randn_like(mu)
         nll, m, logs = self.score(frames, mask, z, seen)
-        ratio = (noise ** 2 + logvar - (z - m) ** 2 / logs.exp() - logs) / 2
-        return nll, (((mu - m) ** 2 + logvar.exp()) / logs.exp() + logs - logvar - 1) / 2, ratio
+        return nll, (((mu - m) ** 2 + logvar.exp()) / logs.exp() + logs - logvar - 1) / 2
 
     def nll(self, frames, mask):
         """Upper bound on -log p of each window in nats, with one z drawn: (B,)."""
-        nll, kl, _ = self.terms(frames, mask)
+        nll, kl = self.terms(frames, mask)
         return nll.sum(1) + kl.sum(1)
-
-    def log_weights(self, frames, mask, samples):
-        """log p(x, z) / q(z | x) of `samples` draws from q: (samples, B). Their mean is a lower
-        bound on log p(x), the log of their exponentials' mean a tighter one (Burda et al. 2016)."""
-        draws = (self.terms(frames, mask) for _ in range(samples))
-        return torch.stack([ratio.sum(1) - nll.sum(1) for nll, _, ratio in draws])
 
     def forward(self, frames, mask):
         """frames (B, T, 88), mask (B, T) -> loss in nats per frame, and its parts for the log."""
         seen = torch.rand_like(mask[:, :1, None]) >= self.drop * self.training  # (B, 1, 1)
-        nll, kl, _ = self.terms(frames, mask, seen)
-        nll, kl = nll.sum() / mask.sum(), (kl * seen[:, 0]).sum() / seen.sum().clamp(min=1)
+        nll, kl = self.terms(frames, mask, seen)
+        nll = nll.sum() / mask.sum()
+        kl = (kl * seen[:, 0]).sum() / seen.sum().clamp(min=1)
         loss = nll + self.beta * kl * len(frames) / mask.sum()
         if self.rec_mean:  # as the study's code: nats per note, but per window
             loss = nll / self.voices + self.beta * kl
@@ -231,35 +201,27 @@ class VAE(nn.Module):
 
     @data.sampling()
     def decode(self, z, length=None, generator=None, temperature=1.0, top_p=1.0, past=None):
-        """Latents or their first shares (n, K * D) -> bool (n, length, 88), the decoder reading
-        what it wrote, more shares drawn from the prior. length: a window if not given; past: bool
-        (n, P, 88), the first frames, where they are given.
-
-        temperature 0 takes the likeliest notes; after training with --drop given z alone, since the
-        decoder's own guesses would lead it astray.
-        """
-        n, D, alone, roll = len(z), self.shape[1], temperature == 0 and self.drop > 0, []
-        z = z.view(n, z.shape[1] // max(1, D) or 1, D)
-        (state, views), frame = self.plan(z), self.start.expand(n, 1, -1) * (not alone)
-        last = torch.zeros(n, 2, self.voices, dtype=torch.long, device=z.device)
-        view = torch.zeros_like(views[:, :1])
-        for t in range(self.window if length is None else length):
+        """z or its first shares (n, K * D), the rest is drawn -> bool (n, length, 88). past: how it
+        starts (n, P, 88). temperature 0: the likeliest notes; after --drop, those z alone tells."""
+        z, roll = torch.stack(z.split(self.shape[1], 1), 1), []  # (n, K, D)
+        state, views = self.plan(z)
+        seen = temperature > 0 or self.drop == 0  # its own guesses would lead it astray
+        frame, view = self.start.expand(len(z), 1, -1) * seen, torch.zeros_like(views[:, :1])
+        last = torch.zeros(len(z), 2, self.voices, dtype=torch.long, device=z.device)
+        for t in range(length or self.window):
             h, state = self.read(frame, last, view, state)
-            if t == z.shape[1] * self.segment:
+            if t == views.shape[1]:
                 m, logs = self.prior(h).chunk(2, -1)  # (n, 1, D)
-                noise = torch.randn(m.shape, generator=generator, device=m.device, dtype=m.dtype)
-                z = torch.cat([z, m + (logs / 2).exp() * noise], 1)
+                z = torch.cat([z, torch.normal(m, (logs / 2).exp(), generator=generator)], 1)
                 _, views = self.plan(z)
             view = views[:, t:t + 1]
-            voices, soft = self.heads.draw(torch.cat([h, view], -1), last[:, 1:], generator,
-                                           temperature, top_p)
+            x = torch.cat([h, view], -1)
+            voices, frame = self.heads.draw(x, last[:, 1:], generator, temperature, top_p)
             if past is not None and t < past.shape[1]:
                 voices = data.to_voices(past[:, t:t + 1], self.voices)
             roll.append(data.from_voices(voices))  # (n, 1, 88)
-            if self.feed == "softmax":
-                frame = soft
-            elif not alone:
-                frame, last = roll[-1].float(), torch.cat([last[:, 1:], voices], 1)
+            if self.feed == "teacher":
+                frame, last = roll[-1] * seen, torch.cat([last[:, 1:], voices * seen], 1)
         return torch.cat(roll, 1)
 
     @data.sampling()
@@ -268,50 +230,43 @@ class VAE(nn.Module):
         prime, a bool (T, 88) roll, what follows it, z drawn from q(z | its last window)."""
         self.eval()
         prime = torch.zeros(0, data.KEYS) if prime is None else torch.as_tensor(prime)
-        segment = self.window // self.shape[0]
-        first = max(0, len(prime) - self.window + segment - 1) // segment * segment
-        past, P = prime[first:].to(self.start.device).float().expand(n, -1, -1), len(prime) - first
+        while len(prime) > self.window:
+            prime = prime[self.share:]  # so its segments stay where they were
+        past, P = prime.to(self.start.device).float().expand(n, -1, -1), len(prime)
         z = torch.randn(n, self.latent, generator=generator, device=past.device)
         if P:
             mu, logvar = self.encode(past, torch.ones_like(past[..., 0]))
             z = mu + (logvar / 2).exp() * z
-        z = z[:, :max(1, -(-P // segment)) * self.shape[1]]
+        z = z[:, :max(1, -(-P // self.share)) * self.shape[1]]
         return self.decode(z, P + length, generator, temperature, top_p, past)[:, P:]
 
 
 @torch.no_grad()
-def evaluate(model, pieces, samples=0):
-    """Figures on held-out pieces (bool (T, 88)), over windows that tile them: the bound (nll) in
-    nats per frame and per note; kl in nats per window; used_dims, with a mean KL above 0.1 nat; F1
-    of the notes rebuilt from mu, and of windows' last quarters; the bound of `samples` weights."""
+def evaluate(model, pieces):
+    """Figures on held-out pieces (bool (T, 88)), over windows that tile them: nll, the bound; kl in
+    nats per window; used_dims: numbers in z whose mean is over 0.1; F1 of notes rebuilt from mu."""
     model.eval()
     windows, sums = data.Windows(pieces, model.window, model.start.device, hop=model.window), []
     for frames, mask in windows.chunks(64):
-        nll, kl, _ = model.terms(frames, mask)
+        nll, kl = model.terms(frames, mask)
         rebuilt = model.decode(model.encode(frames, mask)[0], temperature=0) * mask[..., None]
-        hits = torch.stack([2 * rebuilt * frames, rebuilt + frames]).sum((1, 3))  # (2, N)
-        weights = model.log_weights(frames, mask, samples) if samples else nll.new_zeros(1, 1)
-        weighted = math.log(max(1, samples)) - weights.logsumexp(0)
-        sums.append((nll.sum(), kl.sum(0), hits, weighted.sum()))
+        sums.append((nll.sum(), kl.sum(0), (2 * rebuilt * frames).sum(), (rebuilt + frames).sum()))
     model.train()
-    nll, kl, hits, weighted = (sum(parts) for parts in zip(*sums))
+    nll, kl, hits, cells = (sum(parts) for parts in zip(*sums))
     count, notes = sum(map(len, pieces)), sum(int(piece.sum()) for piece in pieces)
     bound, kl = (nll + kl.sum()).item(), kl / len(windows)
-    f1, f1_end = (h[0] / h[1] for h in (hits.sum(1), hits[:, -(model.window // 4):].sum(1)))
-    weighted = {f"nll_iw{samples}": weighted.item() / count} if samples else {}
     return {"nll": bound / count, "nll_per_note": bound / notes, "kl": kl.sum().item(),
             "reconstruction": nll.item() / count, "used_dims": (kl > 0.1).sum().item(),
-            "note_f1": f1.item(), "note_f1_end": f1_end.item(), **weighted}
+            "note_f1": (hits / cells).item()}
 
 
 def train(args):
     """Train as the flags say; leaves the run folder that data.Run describes."""
     corpus = data.load_corpus(args.data, args.time_step, args.voices)
     torch.manual_seed(args.seed)
-    average = VAE(**data.config(VAE, args))  # weights' running average: tested, kept
-    model = copy.deepcopy(average).to(args.device)
+    model = VAE(**data.config(VAE, args)).to(args.device)
+    average = copy.deepcopy(model)  # of the weights of all steps: tested, kept
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    average.to(args.device)
     windows = data.Windows(corpus.train, args.window, args.device)
     run = data.Run("vae", args, average, corpus, trained=model, optimizer=optimizer)
 
@@ -336,12 +291,11 @@ def train(args):
             run.log(args.steps, valid, best=loss)
 
     run.load_best()
-    run.finish(evaluate(average, corpus.test, samples=64))
+    run.finish(evaluate(average, corpus.test))
 
 
 def main(argv=None):
-    parser = data.Parser(__doc__, run="vae", log=(
-        "nll, the bound in nats per frame; kl, nats per window; f1 of notes rebuilt from z"))
+    parser = data.Parser(__doc__, "vae", log="nll: bound a frame; kl: a window; f1: notes out of z")
     add = parser.add_argument
     add("--window", type=data.positive_int, default=32, help="frames of a window, N")
     add("--steps", type=data.positive_int, default=1700, help="training steps")
@@ -362,7 +316,7 @@ def main(argv=None):
     add("--average", type=data.decay, default=0.98, help="share of the averaged weights kept")
     add("--clip", type=data.positive, default=1.0, help="largest norm of the gradient")
     add("--paper", action="store_true", help="the paper's settings, where flags do not say others")
-    if "--paper" in (sys.argv[1:] if argv is None else argv):
+    if parser.parse_args(argv).paper:
         parser.set_defaults(hidden=512, latent=32, features=0, dropout=0.0, feed="softmax",
                             drop=0.0, beta=1.0, anneal=0, lr=1e-3, weight_decay=0.0, average=0.0)
     train(parser.parse(argv))
