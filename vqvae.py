@@ -15,11 +15,12 @@ code, the decoder its notes, and so on. -log p(k) - log p(x | k) bounds -log p(x
     python vqvae.py --codebook 64                                                  # default run
     python vqvae.py --codebook 64 --pattern 4 --codes 1 --window 256 --context 4   # the paper's
 
-Differences from the paper: a code for each voice and beat, as 6 bits cannot hold half a bar of four
-voices; notes counted from the last ones, so that what is learned at one pitch holds at all; a
-decoder of notes, not of 88 independent keys, which would clash; a prior that reads notes too and
-all patterns before, not four; transposed windows; entries that nothing chooses start again.
-Equation (8) adds log p where it must be subtracted.
+Differences from the paper, besides transposed windows:
+- A code for each voice and beat, not one for half a bar: 6 bits cannot hold four voices.
+- Notes are counted from the last ones: what is learned at one pitch holds at all.
+- The decoder chooses notes, not 88 keys independently of each other, which would clash.
+- The prior reads notes beside codes, and all patterns before, not four.
+- Entries that nothing chooses start again. Equation (8) adds log p where it must be subtracted.
 """
 
 import torch
@@ -119,9 +120,8 @@ class Choice(nn.Module):
 
 
 class VQVAE(nn.Module):
-    """Encoder, quantiser, decoder, and the prior over codes.
-    voices: V; pattern: P; codebook: K; codes: C, divides V; dim: D; prior_hidden: H; context: patterns
-    that the LSTM reads, 0 for all; the others as the flags in main."""
+    """Encoder, quantiser, decoder, prior. voices: V; pattern: P; codebook: K; codes: C, divides V;
+    dim: D; prior_hidden: H; the others as the flags in main."""
 
     def __init__(self, voices=4, window=128, pattern=2, codebook=64, codes=4, dim=32, hidden=128,
                  beta=0.25, prior_hidden=256, context=0, dropout=0.6, dropout_heads=0.2):
@@ -132,18 +132,18 @@ class VQVAE(nn.Module):
         self.order = [0, V - 1, *range(1, V - 1)][:V]  # of choice: outer voices first
         middle = torch.linspace(52, 33, V).round().long()[self.order]  # of ranges: C5 .. F3
         self.register_buffer("middle", middle, persistent=False)
+        self.share = V // C  # voices of a code
         self.encoder = nn.Sequential(
-            OneHotLinear([STEPS] * (P * V // C), hidden), nn.GELU(), nn.Linear(hidden, hidden),
+            OneHotLinear([STEPS] * P * self.share, hidden), nn.GELU(), nn.Linear(hidden, hidden),
             nn.GELU(), nn.Linear(hidden, dim))
         self.quantizer = Quantizer(K, dim)
-        self.decoder = nn.ModuleList(
-            Choice(i, V, P, dim, hidden, P * STEPS, 0.2) for i in range(V))
+        self.decoder = nn.ModuleList(Choice(i, V, P, dim, hidden, P * STEPS, 0.2) for i in range(V))
         self.start = nn.Parameter(torch.zeros(H))  # stands for the pattern before the first
         sizes = [data.SYMBOLS] * P * V + [STEPS] * P * (2 * V - 1) + [K] * C + [METRE]
         self.listen = OneHotLinear(sizes, H)
         self.lstm = nn.LSTM(H, H, num_layers=2, dropout=dropout, batch_first=True)
         self.prior = nn.ModuleList(
-            Choice(c * V // C, V, P, H, H, K, dropout_heads) for c in range(C))
+            Choice(c * self.share, V, P, H, H, K, dropout_heads) for c in range(C))
 
     def read(self, frames):
         """frames (B, T, 88) -> notes of N = T / P patterns (B, N, P, V), past of each (B, N, F)."""
@@ -174,13 +174,13 @@ class VQVAE(nn.Module):
     def note_logits(self, i, entries, notes, past):
         """Logits (..., P, 89) of voice i, given the codes' entries (..., C, D). What crosses or
         doubles voices before in notes (..., P, V) has no probability: that of all frames is one."""
-        entry = entries[..., i * self.codes // self.voices, :]
-        scores = self.decoder[i](entry, notes, past).unflatten(-1, (self.pattern, STEPS))
+        scores = self.decoder[i](entries[..., i // self.share, :], notes, past)
+        scores = scores.unflatten(-1, (self.pattern, STEPS))
         symbols = torch.arange(data.SYMBOLS, device=past.device)
         logits = scores.take_along_dim(interval(symbols, past[..., i, None])[..., None, :], -1)
         if i:
             above, bass = notes[..., 0 if i < 3 else i - 1, None], notes[..., 1, None]
-            fits = (symbols < above) & ((symbols > bass) & (bass > 0) | (i == 1))
+            fits = (symbols < above) & ((i == 1) | (symbols > bass) & (bass > 0))
             logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)
         return logits
 
@@ -247,49 +247,50 @@ class VQVAE(nn.Module):
 
     def nll(self, frames, mask):
         """Upper bound on -log p of each window in nats: (B,)."""
-        prior, reconstruction, _ = self.halves(frames, mask)
-        return prior.sum(1) + reconstruction.sum(1)
+        return sum(half.sum(1) for half in self.halves(frames, mask)[:2])
 
     def write(self, past, k=None, h=None, choose=lambda logits: logits.argmax(-1)):
-        """The pattern after past (B, F): its codes, notes (B, P, V) and the past after. Codes are
-        k (B, C), or the prior's choice, given what the LSTM says, h. choose: logits -> symbols."""
+        """The pattern after past (B, F): codes (B, C), notes (B, P, V). Codes are k, where given,
+        else the prior's choice when the LSTM says h (B, H). choose: logits -> symbols."""
         notes = past.new_zeros(len(past), self.pattern, self.voices)
         codes = past.new_zeros(len(past), self.codes) if k is None else k
         for i in range(self.voices):
-            c, later = divmod(i * self.codes, self.voices)
-            if k is None and not later:  # voice i is the first that code c stands for
+            if k is None and i % self.share == 0:
+                c = i // self.share
                 codes[:, c] = choose(self.prior[c](h, notes, past))
             entries = self.quantizer.entries[codes]
             notes[..., i] = choose(self.note_logits(i, entries, notes, past))
-        return codes, notes, self.follow(past, notes)
+        return codes, notes
 
     @torch.no_grad()
-    def encode(self, frames, mask=None):
-        """frames (B, T, 88) -> codes (B, N, C). A code is counted from the notes that decode will
-        have written so far, not from the real ones: so an error does not shift all that follows."""
+    def rebuild(self, frames, codes=None):
+        """frames (B, T, 88) -> codes (B, N, C), theirs or those given, and the likeliest roll, bool
+        (B, T, 88). A code is counted from the notes rebuilt so far, not from the real ones: so an
+        error does not shift all that follows."""
         notes, past = self.read(frames)
-        past, codes = past[:, 0], []
-        for pattern in notes.unbind(1):
-            codes.append(self.quantizer(self.vectors(pattern, past))[0])
-            *_, past = self.write(past, codes[-1])
-        return torch.stack(codes, 1)
+        past, used, roll = past[:, 0], [], []
+        for n in range(notes.shape[1]):
+            k = self.quantizer(self.vectors(notes[:, n], past))[0] if codes is None else codes[:, n]
+            _, rebuilt = self.write(past, k)
+            past = self.follow(past, rebuilt)
+            used.append(k)
+            roll.append(data.from_voices(rebuilt))
+        return torch.stack(used, 1), torch.cat(roll, 1)
 
-    @torch.no_grad()
+    def encode(self, frames, mask=None):
+        """frames (B, T, 88) -> codes (B, N, C)."""
+        return self.rebuild(frames)[0]
+
     def decode(self, codes):
         """codes (B, N, C) -> the likeliest roll, bool (B, T, 88)."""
-        _, past = self.read(self.start.new_zeros(len(codes), self.pattern, data.KEYS))
-        past, roll = past[:, 0], []
-        for k in codes.unbind(1):
-            _, notes, past = self.write(past, k)
-            roll.append(data.from_voices(notes))
-        return torch.cat(roll, 1)
+        frames = self.start.new_zeros(len(codes), codes.shape[1] * self.pattern, data.KEYS)
+        return self.rebuild(frames, codes)[1]
 
     @data.sampling()
     def sample(self, n, length, generator=None, temperature=1.0, top_p=0.85, prime=None):
         """n new pieces as bool (n, length, 88), pattern by pattern; with prime, a bool (T, 88)
         roll, what follows it (whole patterns of it are read, its end first)."""
         self.eval()
-        options = generator, temperature, top_p
         prime = torch.zeros(0, data.KEYS) if prime is None else torch.as_tensor(prime)
         frames = prime[len(prime) % self.pattern:].to(self.start.device).float()
         frames = F.pad(frames, (0, 0, 0, self.pattern)).expand(n, -1, -1)  # and one to write
@@ -298,10 +299,11 @@ class VQVAE(nn.Module):
         heard, past, state, roll = self.hear(k, notes, past)[:, :-1], past[:, -1], None, []
         for _ in data.progress(range(0, length, self.pattern), "sampling patterns"):
             h, state = self.remember(heard, state)
-            k, notes, after = self.write(
-                past, None, h[:, -1], lambda logits: data.sample_symbols(logits, *options))
+            k, notes = self.write(past, None, h[:, -1], lambda logits: data.sample_symbols(
+                logits, generator, temperature, top_p))
             new = self.hear(k, notes, past)[:, None]
-            heard, past = torch.cat([heard, new], 1)[:, -max(1, self.context):], after
+            heard = torch.cat([heard, new], 1)[:, -max(1, self.context):]
+            past = self.follow(past, notes)
             roll.append(data.from_voices(notes))
         return torch.cat(roll, 1)[:, :length]
 
@@ -312,19 +314,17 @@ def evaluate(model, pieces):
     its halves (prior_nll, reconstruction) in nats per frame, nats per sounding note, the F1 of the
     rebuilt roll's notes, and the codes' perplexity."""
     model.eval()
-    totals = torch.zeros(4, device=model.start.device)
-    used = torch.zeros(model.codebook, device=model.start.device)
-    windows = data.Windows(pieces, model.window, model.start.device, hop=model.window)
+    windows, sums = data.Windows(pieces, model.window, model.start.device, hop=model.window), []
     for frames, mask in windows.chunks(64):
         prior, reconstruction, k = model.halves(frames, mask)
-        rebuilt = model.decode(model.encode(frames)) * mask[..., None]
-        totals += torch.stack([x.sum() for x in (
-            prior, reconstruction, 2 * rebuilt * frames, rebuilt + frames)])
-        real = mask[:, ::model.pattern, None, None]
-        used += (F.one_hot(k, model.codebook) * real).sum((0, 1, 2))
+        rebuilt = model.rebuild(frames)[1] * mask[..., None]
+        used = F.one_hot(k, model.codebook).sum(2) * mask[:, ::model.pattern, None]  # (B, N, K)
+        sums.append((prior.sum(), reconstruction.sum(), (2 * rebuilt * frames).sum(),
+                     (rebuilt + frames).sum(), used.sum((0, 1))))
     model.train()
+    *totals, used = (sum(parts) for parts in zip(*sums))
+    prior, reconstruction, hits, cells = (total.item() for total in totals)
     count, notes = sum(map(len, pieces)), sum(int(piece.sum()) for piece in pieces)
-    prior, reconstruction, hits, cells = totals.tolist()
     nll = prior + reconstruction
     return {"nll": nll / count, "nll_per_note": nll / notes, "prior_nll": prior / count,
             "reconstruction": reconstruction / count, "note_f1": hits / max(1, cells),
