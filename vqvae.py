@@ -40,8 +40,8 @@ def interval(a, b):
 
 
 class Quantizer(nn.Module):
-    """A codebook of K entries (D), moving averages with decay g. An entry chosen less often than
-    the share `restart` of the mean starts again, 0 for never."""
+    """A codebook of K entries (D), each a moving average (decay: g) of the vectors that choose it.
+    One chosen less often than the share `restart` of the mean starts again."""
 
     def __init__(self, codebook, dim, decay=0.99, restart=0.1):
         super().__init__()
@@ -62,7 +62,7 @@ class Quantizer(nn.Module):
         chosen = F.one_hot(k, len(self.entries)) * real[:, None]  # (M, K)
         self.counts.lerp_(data.sum_over_processes(chosen.sum(0)[:, None]), 1 - self.decay)
         self.sums.lerp_(data.sum_over_processes(chosen.T @ z), 1 - self.decay)
-        # Dead entries start again on vectors that lie far from theirs: near one they die again.
+        # Dead entries start again on vectors far from their own: near a live one they die again.
         far = (z - self.entries[k]).pow(2).sum(-1).nan_to_num(0, 0) * real
         new = z[torch.multinomial(far + 1e-9, len(self.entries), replacement=True)]
         mean = self.counts.mean()
@@ -133,9 +133,9 @@ class VQVAE(nn.Module):
         middle = torch.linspace(52, 33, V).round().long()[self.order]  # of ranges: C5 .. F3
         self.register_buffer("middle", middle, persistent=False)
         self.share = V // C  # voices of a code
-        self.encoder = nn.Sequential(
-            OneHotLinear([STEPS] * P * self.share, hidden), nn.GELU(), nn.Linear(hidden, hidden),
-            nn.GELU(), nn.Linear(hidden, dim))
+        read = OneHotLinear([STEPS] * P * self.share, hidden)
+        self.encoder = nn.Sequential(read, nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
+                                     nn.Linear(hidden, dim))
         self.quantizer = Quantizer(K, dim)
         self.decoder = nn.ModuleList(Choice(i, V, P, dim, hidden, P * STEPS, 0.2) for i in range(V))
         self.start = nn.Parameter(torch.zeros(H))  # stands for the pattern before the first
@@ -155,9 +155,9 @@ class VQVAE(nn.Module):
         return notes, torch.stack(past, 1)
 
     def follow(self, past, notes):
-        """The past after notes (B, P, V) too. A past, long (B, F): each voice's last note (V), the
-        sum of its notes, a rest being the middle of its range (V); how often each pitch class has
-        sounded (12), and how many frames there were (1)."""
+        """The past (B, F) after notes (B, P, V) too: each voice's last note (V), the sum of its
+        notes, rests being the middle of its range (V), how often each pitch class has sounded (12),
+        the number of frames (1)."""
         last, sung = past[:, :self.voices], past[:, self.voices:]
         for now in notes.unbind(1):
             last = torch.where(now > 0, now, last)
@@ -191,8 +191,8 @@ class VQVAE(nn.Module):
         return nll.sum(-1).flatten(1)
 
     def forward(self, frames, mask):
-        """The codec's loss. frames (B, T, 88), mask (B, T) -> nats per frame plus commitment, and
-        parts for the log. In training the codebook moves."""
+        """The codec's loss: frames (B, T, 88), mask (B, T) -> loss in nats per frame, and its parts
+        for the log. In training the codebook moves."""
         notes, past = self.read(frames)
         z = self.vectors(notes, past)  # (B, N, C, D)
         k, entries = self.quantizer(z)
@@ -311,8 +311,7 @@ class VQVAE(nn.Module):
 @torch.no_grad()
 def evaluate(model, pieces):
     """Figures on held-out pieces (bool (T, 88)), over windows that tile them: the bound (nll) and
-    its halves (prior_nll, reconstruction) in nats per frame, nats per sounding note, the F1 of the
-    rebuilt roll's notes, and the codes' perplexity."""
+    its halves in nats per frame, nats per sounding note, F1 of rebuilt notes, codes' perplexity."""
     model.eval()
     windows, sums = data.Windows(pieces, model.window, model.start.device, hop=model.window), []
     for frames, mask in windows.chunks(64):
@@ -346,8 +345,8 @@ def train(args):
     steps = args.steps + args.prior_steps
     for step in run.steps(steps):
         coding = step <= args.steps  # then the codec stands still, and the prior learns its codes
-        frames, mask = windows.sample(args.batch, args.transpose)
         done = (step, args.steps) if coding else (step - args.steps, args.prior_steps)
+        frames, mask = windows.sample(args.batch, args.transpose)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * data.warmup_cosine(*done)
         loss, parts = model(frames, mask) if coding else model.prior_loss(frames, mask)
