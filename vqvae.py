@@ -9,20 +9,18 @@ code c stands for; e_1 .. e_K, the codebook, are vectors (D):
     p(x_c | k_c) = softmax(decoder(e_k_c, notes before)), every note    (P, V / C, 89)
     loss = sum_c -log p(x_c | k_c) + beta |z_c - sg(e_k_c)|^2           sg: stop-gradient
 
-The codebook follows the encoder by exponential moving averages (van den Oord et al. 2017, A.1).
-When it stands, an LSTM learns the prior p(k_c | all before). To write a pattern the prior chooses
-a code, the decoder its notes, the prior the next code; each knows all notes before. So
--log p(k) - log p(x | k) bounds -log p(x) from above, to compare with other models' figures.
+When the codebook stands, an LSTM learns the prior p(k_c | all before). To write, it chooses a
+code, the decoder its notes, and so on. -log p(k) - log p(x | k) bounds -log p(x) from above.
 
     python vqvae.py --codebook 64                                                  # default run
     python vqvae.py --codebook 64 --pattern 4 --codes 1 --window 256 --context 4   # the paper's
 
-Differences from the paper:
+Differences from the paper, besides transposed windows:
 - A code for each voice and beat, not one for half a bar: 6 bits cannot hold four voices.
 - Notes are counted from the last ones: what is learned at one pitch holds at all.
 - The decoder chooses notes, not 88 keys independently of each other, which would clash.
-- The prior reads notes beside codes, and all patterns before, not four. Windows are transposed,
-  entries that nothing chooses start again. Equation (8) adds log p where it must be subtracted.
+- The prior reads notes beside codes, and all patterns before, not four.
+- Entries that nothing chooses start again. Equation (8) adds log p where it must be subtracted.
 """
 
 import torch
@@ -41,6 +39,39 @@ def interval(a, b):
     return torch.where(a > 0, (a - b).clamp(-SPAN, SPAN) + SPAN + 1, 0)
 
 
+class Quantizer(nn.Module):
+    """A codebook of K entries (D), each a moving average (decay: g) of the vectors that choose it.
+    One chosen less often than the share `restart` of the mean starts again."""
+
+    def __init__(self, codebook, dim, decay=0.99, restart=0.1):
+        super().__init__()
+        self.decay, self.restart = decay, restart
+        self.register_buffer("entries", torch.randn(codebook, dim))  # e
+        self.register_buffer("counts", torch.full((codebook, 1), 0.01))  # N: of choices
+        self.register_buffer("sums", 0.01 * self.entries)  # m: of the vectors that chose
+
+    def forward(self, z):
+        """z (..., D) -> the nearest entries' codes k (...) and the entries (..., D)."""
+        k = (self.entries.pow(2).sum(-1) - 2 * z @ self.entries.T).argmin(-1)  # |z - e|^2 - |z|^2
+        return k, self.entries[k]
+
+    @torch.no_grad()
+    def update(self, z, k, real):
+        """Move the entries after vectors z (M, D) of codes k (M,). real (M,): 0 for padding."""
+        # N <- g N + (1 - g) n, m <- g m + (1 - g) sum z, e = m / N
+        chosen = F.one_hot(k, len(self.entries)) * real[:, None]  # (M, K)
+        self.counts.lerp_(data.sum_over_processes(chosen.sum(0)[:, None]), 1 - self.decay)
+        self.sums.lerp_(data.sum_over_processes(chosen.T @ z), 1 - self.decay)
+        # Dead entries start again on vectors far from their own: near a live one they die again.
+        far = (z - self.entries[k]).pow(2).sum(-1).nan_to_num(0, 0) * real
+        new = z[torch.multinomial(far + 1e-9, len(self.entries), replacement=True)]
+        mean = self.counts.mean()
+        dead = self.counts < self.restart * mean  # (K, 1)
+        self.sums.copy_(torch.where(dead, data.from_first_process(new) * mean, self.sums))
+        self.counts.copy_(torch.where(dead, mean, self.counts))
+        self.entries.copy_(self.sums / self.counts)
+
+
 class OneHotLinear(nn.EmbeddingBag):
     """A linear layer over one-hot columns of so many classes: (..., columns) -> (..., width)."""
 
@@ -52,40 +83,6 @@ class OneHotLinear(nn.EmbeddingBag):
     def forward(self, classes):
         rows = (classes + self.first).flatten(0, -2)
         return super().forward(rows).unflatten(0, classes.shape[:-1])
-
-
-class Quantizer(nn.Module):
-    """A codebook of K entries (D). decay: g, of the moving averages; restart: an entry chosen less
-    often than this share of the mean starts again, 0 for never."""
-
-    def __init__(self, codebook, dim, decay=0.99, restart=0.1):
-        super().__init__()
-        self.decay, self.restart = decay, restart
-        self.register_buffer("entries", torch.randn(codebook, dim))  # e
-        self.register_buffer("counts", torch.full((codebook, 1), 0.01))  # N: of choices
-        self.register_buffer("sums", 0.01 * self.entries)  # m: of the vectors that chose
-
-    def forward(self, z):
-        """z (..., D) -> the nearest entries' codes k (...) and the entries (..., D)."""
-        # Distance: |z - e|^2 = |z|^2 - 2 z e + |e|^2, and |z|^2 is the same for all entries.
-        k = (self.entries.pow(2).sum(-1) - 2 * z @ self.entries.T).argmin(-1)
-        return k, self.entries[k]
-
-    @torch.no_grad()
-    def update(self, z, k, far):
-        """Move the entries after the vectors z (M, D) whose codes k (M,) they are, -1 for padding:
-        N <- g N + (1 - g) n, m <- g m + (1 - g) sum z, e = m / N. Dead ones start again on some z,
-        drawn in proportion to far (M,), its squared distance: near an entry they would die again.
-        """
-        chosen = (k[:, None] == torch.arange(len(self.entries), device=k.device)).float()  # (M, K)
-        self.counts.lerp_(data.sum_over_processes(chosen.sum(0)[:, None]), 1 - self.decay)
-        self.sums.lerp_(data.sum_over_processes(chosen.T @ z), 1 - self.decay)
-        mean = self.counts.mean()
-        dead = self.counts < self.restart * mean  # (K, 1)
-        new = z[torch.multinomial(far.nan_to_num(0, 0) + 1e-9, len(dead), replacement=True)]
-        self.sums.copy_(torch.where(dead, data.from_first_process(new) * mean, self.sums))
-        self.counts.copy_(torch.where(dead, mean, self.counts))
-        self.entries.copy_(self.sums / self.counts.clamp(min=1e-9))
 
 
 class Choice(nn.Module):
@@ -101,32 +98,30 @@ class Choice(nn.Module):
         self.context, self.key = nn.Linear(inputs, hidden), nn.Linear(12, hidden)
         self.out = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, outputs))
 
-    def forward(self, context, notes, last, sung):
-        """context (..., inputs); notes (..., P, V), of which voices before i are read; last, sung:
-        see VQVAE.read -> (..., outputs)."""
+    def forward(self, context, notes, past):
+        """context (..., inputs); notes (..., P, V), of which voices before i are read; past
+        (..., F), see VQVAE.follow -> (..., outputs)."""
+        V = notes.shape[-1]
+        last, sums, classes, frames = past.split([V, V, 12, 1], -1)
         own, now = last[..., self.i, None], notes[..., :self.i]  # (..., 1), (..., P, i)
-        then = torch.cat([last[..., None, :], notes[..., :-1, :]], -2)[..., :self.i]
+        then = torch.cat([last[..., None, :self.i], now[..., :-1, :]], -2)
         # Where a voice stood above this one (12, up to octaves) and its move since (15, up to a
         # fifth): the same move from a fifth or an octave would be parallel.
         moves = 1 + (then - own[..., None]) % 12 * 15 + (now - then).clamp(-7, 7) + 7
         moves = torch.where((now > 0) & (then > 0), moves, 0)
-        classes, sums, count = sung.split([12, last.shape[-1], 1], -1)
-        middle = ((sums[..., self.i, None] + own) / (count + 1)).round().long()  # of its range
+        middle = ((sums[..., self.i, None] + own) / (frames + 1)).round().long()  # of its range
         facts = torch.cat([interval(now, own[..., None]).flatten(-2), moves.flatten(-2),
                            interval(last, own), interval(own, middle), own], -1)
+        # The key: how often each pitch class has sounded, from own up.
+        classes = classes.gather(-1, (own + torch.arange(12, device=own.device)) % 12).float()
         key = (classes + 1).log() - (classes.mean(-1, keepdim=True) + 1).log()
-        key = key.gather(-1, (own + torch.arange(12, device=own.device)) % 12)  # from own up
         hidden = self.context(context) + self.facts(facts) + self.key(key)
         return self.out(hidden) + self.direct(facts)
 
 
 class VQVAE(nn.Module):
-    """Encoder, quantiser, decoder, and the prior over codes.
-
-    voices: V; window: frames of a training window; pattern: P; codebook: K; codes: C, divides V;
-    dim: D; hidden: units of encoder and decoder; beta: weight of the commitment; prior_hidden: H;
-    context: patterns that the LSTM reads, 0 for all; dropout, dropout_heads: of the prior.
-    """
+    """Encoder, quantiser, decoder, prior. voices: V; pattern: P; codebook: K; codes: C, divides V;
+    dim: D; prior_hidden: H; the others as the flags in main."""
 
     def __init__(self, voices=4, window=128, pattern=2, codebook=64, codes=4, dim=32, hidden=128,
                  beta=0.25, prior_hidden=256, context=0, dropout=0.6, dropout_heads=0.2):
@@ -134,87 +129,88 @@ class VQVAE(nn.Module):
         V, P, C, K, H = voices, pattern, codes, codebook, prior_hidden
         self.voices, self.window, self.pattern, self.codes, self.codebook = V, window, P, C, K
         self.beta, self.context, self.dropout = beta, context, dropout
-        order = torch.tensor([0, V - 1, *range(1, V - 1)][:V])  # of choice: outer voices first
-        middle = torch.linspace(52, 33, V).round().long()[order]  # C5 .. F3, before first notes
-        self.register_buffer("order", order, persistent=False)
+        self.order = [0, V - 1, *range(1, V - 1)][:V]  # of choice: outer voices first
+        middle = torch.linspace(52, 33, V).round().long()[self.order]  # of ranges: C5 .. F3
         self.register_buffer("middle", middle, persistent=False)
-        self.encoder = nn.Sequential(
-            OneHotLinear([STEPS] * (P * V // C), hidden), nn.GELU(), nn.Linear(hidden, hidden),
-            nn.GELU(), nn.Linear(hidden, dim))
+        self.share = V // C  # voices of a code
+        read = OneHotLinear([STEPS] * P * self.share, hidden)
+        self.encoder = nn.Sequential(read, nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
+                                     nn.Linear(hidden, dim))
         self.quantizer = Quantizer(K, dim)
-        self.decoder = nn.ModuleList(
-            Choice(i, V, P, dim, hidden, P * STEPS, 0.2) for i in range(V))
+        self.decoder = nn.ModuleList(Choice(i, V, P, dim, hidden, P * STEPS, 0.2) for i in range(V))
         self.start = nn.Parameter(torch.zeros(H))  # stands for the pattern before the first
         sizes = [data.SYMBOLS] * P * V + [STEPS] * P * (2 * V - 1) + [K] * C + [METRE]
         self.listen = OneHotLinear(sizes, H)
         self.lstm = nn.LSTM(H, H, num_layers=2, dropout=dropout, batch_first=True)
         self.prior = nn.ModuleList(
-            Choice(c * V // C, V, P, H, H, K, dropout_heads) for c in range(C))
+            Choice(c * self.share, V, P, H, H, K, dropout_heads) for c in range(C))
 
     def read(self, frames):
-        """frames (B, T, 88) -> the notes of N = T / P patterns (B, N, P, V) and, of what was before
-        each, the voices' last notes (B, N, V) and count() (B, N, 12 + V + 1)."""
-        notes = data.to_voices(frames, self.voices).index_select(-1, self.order)  # (B, T, V)
-        before = torch.cat([self.middle.expand(len(notes), 1, -1), notes[:, :-1]], 1)
-        time = torch.arange(before.shape[1], device=notes.device)[:, None]
-        last = before.gather(1, torch.where(before > 0, time, 0).cummax(1).values)
+        """frames (B, T, 88) -> notes of N = T / P patterns (B, N, P, V), past of each (B, N, F)."""
+        notes = data.to_voices(frames, self.voices)[..., self.order]
         notes = notes.unflatten(1, (-1, self.pattern))
-        sung = F.pad(self.count(notes).cumsum(1), (0, 0, 1, -1))
-        return notes, last[:, ::self.pattern], sung
+        past = [F.pad(self.middle, (0, self.voices + 13)).expand(len(notes), -1)]
+        for pattern in notes[:, :-1].unbind(1):
+            past.append(self.follow(past[-1], pattern))
+        return notes, torch.stack(past, 1)
 
-    def count(self, notes):
-        """How often notes (..., P, V) have each pitch class; each voice's sum, a rest being the
-        middle of its range; the number of frames: (..., 12 + V + 1)."""
-        classes = (F.one_hot(notes % 12, 12) * (notes > 0)[..., None]).sum((-3, -2))
-        sums = torch.where(notes > 0, notes, self.middle).sum(-2)
-        return torch.cat([classes, sums, torch.ones_like(notes[..., :1]).sum(-2)], -1).float()
+    def follow(self, past, notes):
+        """The past (B, F) after notes (B, P, V) too: each voice's last note (V), the sum of its
+        notes, rests being the middle of its range (V), how often each pitch class has sounded (12),
+        the number of frames (1)."""
+        last, sung = past[:, :self.voices], past[:, self.voices:]
+        for now in notes.unbind(1):
+            last = torch.where(now > 0, now, last)
+            classes = (F.one_hot(now % 12, 12) * (now > 0)[..., None]).sum(1)
+            frame = [torch.where(now > 0, now, self.middle), classes, torch.ones_like(now[:, :1])]
+            sung = sung + torch.cat(frame, -1)
+        return torch.cat([last, sung], -1)
 
-    def vectors(self, notes, last):
-        """What the quantiser gets: notes (..., P, V), last (..., V) -> z (..., C, D)."""
-        steps = interval(notes, last[..., None, :]).unflatten(-1, (self.codes, -1))
+    def vectors(self, notes, past):
+        """What the quantiser gets: notes (..., P, V) and their past -> z (..., C, D)."""
+        steps = interval(notes, past[..., None, :self.voices]).unflatten(-1, (self.codes, -1))
         return self.encoder(steps.transpose(-3, -2).flatten(-2))
 
-    def note_logits(self, i, entries, notes, last, sung):
+    def note_logits(self, i, entries, notes, past):
         """Logits (..., P, 89) of voice i, given the codes' entries (..., C, D). What crosses or
         doubles voices before in notes (..., P, V) has no probability: that of all frames is one."""
-        entry = entries[..., i * self.codes // self.voices, :]
-        scores = self.decoder[i](entry, notes, last, sung).unflatten(-1, (self.pattern, STEPS))
-        symbols = torch.arange(data.SYMBOLS, device=last.device)
-        logits = scores.take_along_dim(interval(symbols, last[..., i, None])[..., None, :], -1)
+        scores = self.decoder[i](entries[..., i // self.share, :], notes, past)
+        scores = scores.unflatten(-1, (self.pattern, STEPS))
+        symbols = torch.arange(data.SYMBOLS, device=past.device)
+        logits = scores.take_along_dim(interval(symbols, past[..., i, None])[..., None, :], -1)
         if i:
-            above, below = notes[..., i - 1 if i > 2 else 0, None], notes[..., 1, None]
-            fits = (symbols < above) & ((symbols > below) & (below > 0) | (i == 1))
+            above, bass = notes[..., 0 if i < 3 else i - 1, None], notes[..., 1, None]
+            fits = (symbols < above) & ((i == 1) | (symbols > bass) & (bass > 0))
             logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)
         return logits
 
-    def reconstruction(self, entries, notes, last, sung):
+    def reconstruction(self, entries, notes, past):
         """-log p(x | k) of each frame: entries (B, N, C, D) -> (B, T) nats."""
-        logits = [self.note_logits(i, entries, notes, last, sung) for i in range(self.voices)]
+        logits = [self.note_logits(i, entries, notes, past) for i in range(self.voices)]
         nll = F.cross_entropy(torch.stack(logits, -1).movedim(3, 1), notes, reduction="none")
         return nll.sum(-1).flatten(1)
 
     def forward(self, frames, mask):
-        """The codec's loss. frames (B, T, 88), mask (B, T) -> nats per frame plus commitment, and
-        parts for the log. In training the codebook moves."""
-        music, real = self.read(frames), mask[:, ::self.pattern, None]  # (B, N, 1)
-        z = self.vectors(*music[:2])  # (B, N, C, D)
+        """The codec's loss: frames (B, T, 88), mask (B, T) -> loss in nats per frame, and its parts
+        for the log. In training the codebook moves."""
+        notes, past = self.read(frames)
+        z = self.vectors(notes, past)  # (B, N, C, D)
         k, entries = self.quantizer(z)
+        real = mask[:, ::self.pattern, None].expand(k.shape)  # (B, N, C)
         # Straight-through: the decoder reads the entries, its gradient goes to z as it is.
         straight = z + (entries - z).detach()
-        reconstruction = (self.reconstruction(straight, *music) * mask).sum() / mask.sum()
+        reconstruction = (self.reconstruction(straight, notes, past) * mask).sum() / mask.sum()
         # Stop-gradient: entries are no parameters, so this draws the encoder alone, towards them.
-        far = (z - entries).pow(2).sum(-1) * real  # (B, N, C)
-        commitment = far.sum() / mask.sum()
+        commitment = ((z - entries).pow(2).sum(-1) * real).sum() / mask.sum()
         if self.training:
-            k = k.where(real > 0, -1)
-            self.quantizer.update(z.detach().flatten(0, 2), k.flatten(), far.detach().flatten())
+            self.quantizer.update(z.flatten(0, 2), k.flatten(), real.flatten())
         return reconstruction + self.beta * commitment, {
             "reconstruction": reconstruction.detach(), "commitment": commitment.detach()}
 
-    def hear(self, k, notes, last, sung):
-        """What the LSTM reads of patterns: codes k (..., C), the rest as in read() -> (..., H)."""
-        beat = (sung[..., -1:].long() + self.pattern) % METRE  # of the next pattern
-        moves = interval(notes, last[..., None, :])
+    def hear(self, k, notes, past):
+        """What the LSTM reads of patterns: codes k (..., C), notes and past as ever -> (..., H)."""
+        beat = (past[..., -1:] + self.pattern) % METRE  # of the next pattern
+        moves = interval(notes, past[..., None, :self.voices])
         chords = interval(notes[..., 1:], notes[..., :-1])
         columns = [x.flatten(-2) for x in (notes, moves, chords)]
         return self.listen(torch.cat([*columns, k, beat], -1))
@@ -235,12 +231,12 @@ class VQVAE(nn.Module):
     def halves(self, frames, mask):
         """The bound's halves: -log p(k) of each pattern (B, N), -log p(x | k) of each frame (B, T),
         in nats; and k (B, N, C). The codec gets no gradient: it stands while the prior learns."""
-        music = self.read(frames)
+        notes, past = self.read(frames)
         with torch.no_grad():
-            k, entries = self.quantizer(self.vectors(*music[:2]))
-            reconstruction = self.reconstruction(entries, *music) * mask
-        h, _ = self.remember(self.hear(k, *music)[:, :-1])
-        prior = sum(F.cross_entropy(prior(h, *music).mT, k[..., c], reduction="none")
+            k, entries = self.quantizer(self.vectors(notes, past))
+            reconstruction = self.reconstruction(entries, notes, past) * mask
+        h, _ = self.remember(self.hear(k, notes, past)[:, :-1])
+        prior = sum(F.cross_entropy(prior(h, notes, past).mT, k[..., c], reduction="none")
                     for c, prior in enumerate(self.prior))
         return prior * mask[:, ::self.pattern], reconstruction, k
 
@@ -253,34 +249,33 @@ class VQVAE(nn.Module):
         """Upper bound on -log p of each window in nats: (B,)."""
         return sum(half.sum(1) for half in self.halves(frames, mask)[:2])
 
-    def write(self, last, sung, choose_code, choose_note):
-        """Write a pattern after last (n, V) and sung: choose_code(c, notes so far) gives codes
-        (n,), choose_note(logits) notes. -> k (n, C), notes (n, P, V), the next last and sung."""
-        k = last.new_zeros(len(last), self.codes)
-        notes = last.new_zeros(len(last), self.pattern, self.voices)
+    def write(self, past, k=None, h=None, choose=lambda logits: logits.argmax(-1)):
+        """The pattern after past (B, F): codes (B, C), notes (B, P, V). Codes are k, where given,
+        else the prior's choice when the LSTM says h (B, H). choose: logits -> symbols."""
+        notes = past.new_zeros(len(past), self.pattern, self.voices)
+        codes = past.new_zeros(len(past), self.codes) if k is None else k
         for i in range(self.voices):
-            if i * self.codes % self.voices == 0:
-                c = i * self.codes // self.voices
-                k[:, c] = choose_code(c, notes)
-            entries = self.quantizer.entries[k]
-            notes[..., i] = choose_note(self.note_logits(i, entries, notes, last, sung))
-        for now in notes.unbind(1):
-            last = torch.where(now > 0, now, last)
-        return k, notes, last, sung + self.count(notes)
+            if k is None and i % self.share == 0:
+                c = i // self.share
+                codes[:, c] = choose(self.prior[c](h, notes, past))
+            entries = self.quantizer.entries[codes]
+            notes[..., i] = choose(self.note_logits(i, entries, notes, past))
+        return codes, notes
 
     @torch.no_grad()
     def rebuild(self, frames, codes=None):
-        """frames (B, T, 88) -> their codes (B, N, C) and the likeliest notes of these, bool (B, T,
-        88). A code is counted from the notes rebuilt so far, not from the real ones: so an error
-        does not shift all that follows. Codes that are given stand for the frames'."""
-        notes, last, sung = self.read(frames)
-        last, sung, ks, roll = last[:, 0], sung[:, 0], [], []
+        """frames (B, T, 88) -> codes (B, N, C), theirs or those given, and the likeliest roll, bool
+        (B, T, 88). A code is counted from the notes rebuilt so far, not from the real ones: so an
+        error does not shift all that follows."""
+        notes, past = self.read(frames)
+        past, used, roll = past[:, 0], [], []
         for n in range(notes.shape[1]):
-            k = self.quantizer(self.vectors(notes[:, n], last))[0] if codes is None else codes[:, n]
-            k, now, last, sung = self.write(last, sung, lambda c, _: k[:, c],
-                                            lambda logits: logits.argmax(-1))
-            ks, roll = ks + [k], roll + [data.from_voices(now)]
-        return torch.stack(ks, 1), torch.cat(roll, 1)
+            k = self.quantizer(self.vectors(notes[:, n], past))[0] if codes is None else codes[:, n]
+            _, rebuilt = self.write(past, k)
+            past = self.follow(past, rebuilt)
+            used.append(k)
+            roll.append(data.from_voices(rebuilt))
+        return torch.stack(used, 1), torch.cat(roll, 1)
 
     def encode(self, frames, mask=None):
         """frames (B, T, 88) -> codes (B, N, C)."""
@@ -295,23 +290,20 @@ class VQVAE(nn.Module):
     def sample(self, n, length, generator=None, temperature=1.0, top_p=0.85, prime=None):
         """n new pieces as bool (n, length, 88), pattern by pattern; with prime, a bool (T, 88)
         roll, what follows it (whole patterns of it are read, its end first)."""
-        def draw(logits):
-            return data.sample_symbols(logits, generator, temperature, top_p)
-
         self.eval()
         prime = torch.zeros(0, data.KEYS) if prime is None else torch.as_tensor(prime)
         frames = prime[len(prime) % self.pattern:].to(self.start.device).float()
         frames = F.pad(frames, (0, 0, 0, self.pattern)).expand(n, -1, -1)  # and one to write
-        notes, last, sung = self.read(frames)
-        k, _ = self.quantizer(self.vectors(notes, last))
-        heard, state, roll = self.hear(k, notes, last, sung)[:, :-1], None, []
-        last, sung = last[:, -1], sung[:, -1]
+        notes, past = self.read(frames)
+        k, _ = self.quantizer(self.vectors(notes, past))
+        heard, past, state, roll = self.hear(k, notes, past)[:, :-1], past[:, -1], None, []
         for _ in data.progress(range(0, length, self.pattern), "sampling patterns"):
             h, state = self.remember(heard, state)
-            k, notes, *after = self.write(
-                last, sung, lambda c, notes: draw(self.prior[c](h[:, -1], notes, last, sung)), draw)
-            new = self.hear(k, notes, last, sung)[:, None]
-            heard, (last, sung) = torch.cat([heard, new], 1)[:, -max(1, self.context):], after
+            k, notes = self.write(past, None, h[:, -1], lambda logits: data.sample_symbols(
+                logits, generator, temperature, top_p))
+            new = self.hear(k, notes, past)[:, None]
+            heard = torch.cat([heard, new], 1)[:, -max(1, self.context):]
+            past = self.follow(past, notes)
             roll.append(data.from_voices(notes))
         return torch.cat(roll, 1)[:, :length]
 
@@ -319,22 +311,19 @@ class VQVAE(nn.Module):
 @torch.no_grad()
 def evaluate(model, pieces):
     """Figures on held-out pieces (bool (T, 88)), over windows that tile them: the bound (nll) and
-    its halves (prior_nll, reconstruction) in nats per frame, nats per sounding note, the F1 of the
-    rebuilt roll's notes, and the codes' perplexity."""
+    its halves in nats per frame, nats per sounding note, F1 of rebuilt notes, codes' perplexity."""
     model.eval()
-    totals = torch.zeros(4, device=model.start.device)
-    used = torch.zeros(model.codebook, device=model.start.device)
-    windows = data.Windows(pieces, model.window, model.start.device, hop=model.window)
+    windows, sums = data.Windows(pieces, model.window, model.start.device, hop=model.window), []
     for frames, mask in windows.chunks(64):
         prior, reconstruction, k = model.halves(frames, mask)
         rebuilt = model.rebuild(frames)[1] * mask[..., None]
-        totals += torch.stack([x.sum() for x in (
-            prior, reconstruction, 2 * rebuilt * frames, rebuilt + frames)])
-        real = mask[:, ::model.pattern, None, None]
-        used += (F.one_hot(k, model.codebook) * real).sum((0, 1, 2))
+        used = F.one_hot(k, model.codebook).sum(2) * mask[:, ::model.pattern, None]  # (B, N, K)
+        sums.append((prior.sum(), reconstruction.sum(), (2 * rebuilt * frames).sum(),
+                     (rebuilt + frames).sum(), used.sum((0, 1))))
     model.train()
+    *totals, used = (sum(parts) for parts in zip(*sums))
+    prior, reconstruction, hits, cells = (total.item() for total in totals)
     count, notes = sum(map(len, pieces)), sum(int(piece.sum()) for piece in pieces)
-    prior, reconstruction, hits, cells = totals.tolist()
     nll = prior + reconstruction
     return {"nll": nll / count, "nll_per_note": nll / notes, "prior_nll": prior / count,
             "reconstruction": reconstruction / count, "note_f1": hits / max(1, cells),
@@ -356,8 +345,8 @@ def train(args):
     steps = args.steps + args.prior_steps
     for step in run.steps(steps):
         coding = step <= args.steps  # then the codec stands still, and the prior learns its codes
-        frames, mask = windows.sample(args.batch, args.transpose)
         done = (step, args.steps) if coding else (step - args.steps, args.prior_steps)
+        frames, mask = windows.sample(args.batch, args.transpose)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * data.warmup_cosine(*done)
         loss, parts = model(frames, mask) if coding else model.prior_loss(frames, mask)
