@@ -9,10 +9,9 @@ two-layer LSTM says after reading y_1 .. y_{t-1}:
     u_v = ReLU(W_v [g_t, voices chosen before v])       (H)
     p(y_t | y_<t) = prod_v softmax(l_v)[y_tv]           loss: -log p(y_t | y_<t), nats per frame
 
-The logits l_v (89) add up scores of several kinds, all linear in u_v: see voice_logits. A voice
-gets no probability for notes that would cross or double a chosen voice, nor for sounding where the
-one before it in the chain rests: no frame reads so (data.to_voices). So the likelihood is exact:
-all frames together have probability one.
+The logits l_v (89) add up several scores, all linear in u_v: see voice_logits. What crosses or
+doubles a chosen voice, or sounds where the one chosen before it rests, is no frame
+(data.to_voices) and gets no probability. So that of all frames is one: the likelihood is exact.
 
     python attn_lstm.py                                                         # default run
     python attn_lstm.py --heads parallel --relations off --average 0 --weight-decay 0.06 \\
@@ -22,13 +21,11 @@ all frames together have probability one.
 
 Differences from the paper (--relations off leaves out the second to fifth, --without one of them):
 - The heads are chained; --heads parallel is the paper's. Independent voices choose no chord.
-- Relations: a frame is read as motions, intervals and frames held too, and notes are scored by
-  their distance from other notes as well as by name. What is learnt in one key holds in all. The
-  heads see the last frame themselves: which chord follows which must not get lost in dropout.
+- Relations: frames are read, and notes scored, by their distance from other notes as well as by
+  name: what is learnt in one key holds in all. The heads see the last frame without dropout.
 - Tonality: which notes have sounded so far gives the key, and notes are scored by their degree.
-- Memory: the longest earlier passage that equals what was just played votes for what came next
-  there, and attention's weights vote for the notes and motions of the frames they see.
-- Parallels: a score for moving in parallel with each chosen voice. A parallel fifth is the product
+- Memory: the longest earlier passage that equals what was just played votes for what came next.
+- Parallels: a score for moving in parallel with a chosen voice. A parallel fifth is the product
   of two intervals and a motion, which the network cannot see.
 - Dropout has one mask for all frames of a window. AdamW's decay is decoupled: as an L2 in Adam
   (--optimizer adam) 0.06 lets nothing be learnt. The weights tested and kept are an average.
@@ -48,14 +45,8 @@ HELD = 16  # frames a note is held are counted up to this, and the frame's numbe
 NEAR, REACH = 8, 256  # memory looks for passages so many frames back
 LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24)  # passages are told apart by these bounds of their length
 PHRASE = 8  # a passage of so many frames that has stood twice before is known as a repetition
-KEPT = (1.0, 0.95)  # pitch classes are counted in all, and lately: the share left after a frame
 SCALE = (1.0, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, 1)  # a key's degrees, at first those of major
-SEEN = ("notes", "moves")  # what is known of the frames that attention sees
-
-
-def locked_dropout(x, p, training):
-    """Dropout with one mask for all frames of a sequence (Gal and Ghahramani 2016): (B, T, D)."""
-    return x * F.dropout(torch.ones_like(x[:, :1]), p, training)
+FADE = 0.98  # what is left of a note's count after each frame, when the key is judged
 
 
 def interval(a, b):
@@ -70,170 +61,138 @@ def relative(scores, symbol):
     return scores.gather(-1, steps) * ((symbols > 0) & (symbol[..., None] > 0))
 
 
-def degrees(voices, turn):
-    """The degrees of the key that voices (B, T, V) are, given turn (B, T, 12, 12), how likely each
-    pitch class is each degree: (B, T, V, 12), none where a voice rests."""
-    likely = turn.gather(2, (voices % 12)[..., None].expand(-1, -1, -1, 12))
-    return likely * (voices > 0)[..., None]
+def relations(past):
+    """What is read of each frame besides its keys, as rows of one table: past (B, S, V) -> symbols,
+    motions, intervals between neighbours, frames held, and the next frame's beat (B, S, 4 V)."""
+    moves = interval(past, F.pad(past, (0, 0, 1, -1))) + 2 * data.KEYS
+    chords = interval(past[..., :-1], past[..., 1:]) + 4 * data.KEYS
+    time = torch.arange(past.shape[1], device=past.device)[:, None].expand_as(past)
+    same = F.pad(past[:, 1:] == past[:, :-1], (0, 0, 1, 0))
+    held = (time - torch.where(same, 0, time).cummax(1).values).clamp(max=HELD) + 6 * data.KEYS
+    beat = time[..., :1] % HELD + 6 * data.KEYS + HELD + 1
+    return torch.cat([past, moves, chords, held, beat], -1)
 
 
 def tonality(past, T, scale):
-    """Which key a piece is in: past (B, S, V), of which the last T frames are new, and the scale's
-    degrees (2, 12) -> how often each pitch class has sounded, in all and lately, as logarithms less
-    their mean (B, T, 2, 12), and how likely each class is each degree (B, T, 12, 12)."""
+    """The key after each of the last T frames of past (B, S, V), by how often each pitch class has
+    sounded, lately most, and what a scale's degrees are worth (12,): how likely each pitch class
+    is each degree (B, T, 12, 12)."""
     time, classes = (torch.arange(n, device=past.device) for n in (past.shape[1], 12))
-    sound = ((past % 12)[..., None] == classes) & (past > 0)[..., None]  # (B, S, V, 12)
-    lag = time[-T:, None] - time  # (T, S)
-    left = torch.stack([rate ** lag.clamp(min=0) for rate in KEPT]) * (lag >= 0) * (lag < REACH)
-    tally = left.to(scale.dtype) @ sound.sum(2)[:, None].to(scale.dtype)  # (B, 2, T, 12)
-    often = (tally + 1).log() - (tally.mean(-1, keepdim=True) + 1).log()
+    sound = F.one_hot(past % 12, 12) * (past > 0)[..., None]  # (B, S, V, 12)
+    ago = time[-T:, None] - time  # (T, S)
+    tally = (FADE ** ago.clamp(min=0) * (ago >= 0)) @ sound.sum(2).to(scale.dtype)  # (B, T, 12)
     degree = (classes - classes[:, None]) % 12  # in each key, of each class
-    key = torch.einsum("brtc,rkc->btk", often, scale[:, degree]).softmax(-1)
-    turn = key @ F.one_hot(degree, 12).to(key.dtype).flatten(1)
-    return often.transpose(1, 2), turn.unflatten(-1, (12, 12))
+    key = ((tally + 1).log() @ scale[degree].T).softmax(-1)  # (B, T, 12)
+    return torch.einsum("btk,kcd->btcd", key, F.one_hot(degree, 12).to(key.dtype))
 
 
 def recall(past, T):
     """The longest earlier passage, NEAR to REACH frames back, that equals what has just been
-    played, the latest of several: past (B, S, V), of which the last T frames are new -> the frame
-    that followed it (B, T, V), and the kind of match (B, T), -1 where there is none."""
+    played, the latest of several, for each of the last T frames of past (B, S, V): the frame that
+    followed it (B, T, V), and the kind of match (B, T), 0 where there is none."""
     V, longest = past.shape[2], LENGTHS[-1]
-    R = min(REACH, past.shape[1])
-    distance = torch.arange(R, 0, -1, device=past.device)
+    back = torch.arange(REACH, 0, -1, device=past.device)
     code = (past * data.SYMBOLS ** torch.arange(V, device=past.device)).sum(-1)  # one per frame
-    code = F.pad(code, (R + longest, 0), value=-1)[:, -(R + longest + T - 1):]
-    before = code.unfold(1, R + 1, 1)  # (B, longest + T - 1, R + 1): the R frames before, and each
-    same = (before[..., :-1] == before[..., -1:]) & (distance >= NEAR)
+    code = F.pad(code, (REACH + longest, 0), value=-1)[:, -(REACH + longest + T - 1):]
+    code = code.unfold(1, REACH + 1, 1)  # (B, longest + T - 1, REACH + 1): frames before, and each
+    same = (code[..., :-1] == code[..., -1:]) & (back >= NEAR)
     time = torch.arange(1, same.shape[1] + 1, device=past.device)[:, None]
     runs = (time - torch.where(same, 0, time).cummax(1).values)[:, -T:].clamp(max=longest)
-    which = (runs * REACH - distance).argmax(-1)  # the longest, then the latest
-    length = runs.gather(-1, which[..., None])[..., 0]  # (B, T), in frames
-    after = past.shape[1] - T - R + 1 + which + torch.arange(T, device=past.device)
-    follows = past.gather(1, after.clamp(min=0)[..., None].expand(-1, -1, V))
+    best = (runs * REACH - back).argmax(-1, keepdim=True)  # the longest, then the latest
+    length = runs.gather(-1, best)[..., 0]  # (B, T), in frames
+    now = torch.arange(past.shape[1] - T, past.shape[1], device=past.device)
+    after = (now - REACH + 1 + best[..., 0]).clamp(min=0)
+    follows = past.gather(1, after[..., None].expand(-1, -1, V))
     again = (runs >= PHRASE).sum(-1) > 1
-    kind = sum(length >= bound for bound in LENGTHS) + (len(LENGTHS) + 1) * again
-    return follows, torch.where(length > 0, kind, -1)
+    kind = 1 + sum(length >= bound for bound in LENGTHS) + (len(LENGTHS) + 1) * again
+    return follows, kind * (length > 0)
 
 
 class AttnLSTM(nn.Module):
-    """Two-layer LSTM, attention over its outputs, a memory of passages, a head per voice.
-
-    voices: V; window: frames that attention sees, and training length; hidden: H, also of the
-    heads; heads: "chained" or "parallel"; attention, relations: "on" or "off"; without: of
-    "memory", "parallels", "tonality", those to leave out; attention_heads: N; dropout_input,
-    dropout, dropout_heads: of what the LSTM reads, of what each layer says, in the heads.
-    """
+    """Two-layer LSTM, attention over its outputs, a memory of passages, a head per voice; the
+    arguments are the flags in main."""
 
     def __init__(self, voices=4, window=96, hidden=256, heads="chained", attention="on",
                  relations="on", without=(), attention_heads=4, dropout_input=0.2, dropout=0.5,
                  dropout_heads=0.2):
         super().__init__()
-        V, H, N = voices, hidden, attention_heads
-        if H % N:
-            raise data.InputError(f"--attention-heads {N} does not divide --hidden {H}")
-        self.voices, self.window, self.attention_heads = V, window, N
+        V, H = voices, hidden
+        if H % attention_heads:
+            raise data.InputError(f"--attention-heads {attention_heads} does not divide --hidden")
+        self.voices, self.window = V, window
         self.chained, self.attention = heads == "chained", attention == "on"
-        self.relations = relations == "on"
-        self.memory, self.parallels, self.tonality = (
-            self.relations and part not in without for part in ("memory", "parallels", "tonality"))
+        self.relations, has = relations == "on", {"memory", "parallels", "tonality"} - {*without}
+        self.has = has = has if self.relations else set()
         self.order = [0, V - 1, *range(1, V - 1)][:V]  # outer voices first: they decide the others
         self.dropouts = dropout_input, dropout, dropout_heads
-        inputs, degree = data.KEYS, 12 * self.tonality
+        inputs, degree = data.KEYS, 12 * ("tonality" in has)
         if self.relations:
-            # What is read of a frame besides its keys: a row for each symbol, motion, interval to
-            # the neighbour, frames held, and place of the next frame in the bar.
-            sizes = torch.tensor([data.SYMBOLS, 2 * data.KEYS, 2 * data.KEYS, HELD + 1, HELD])
-            first = (sizes.cumsum(0) - sizes).repeat_interleave(torch.tensor([V, V, V - 1, V, 1]))
-            self.register_buffer("first_row", first, persistent=False)
-            self.facts = nn.Embedding(int(sizes.sum()), 16)
-            inputs += 16 * 4 * V + degree * (V + 1)
-        if self.tonality:
-            self.scale = nn.Parameter(torch.tensor(SCALE).repeat(2, 1) / 2)
-        self.start = nn.Parameter(torch.zeros(inputs))  # read before the first frame
+            self.facts = nn.Embedding(6 * data.KEYS + 2 * HELD + 1, 16)
+            inputs += 16 * 4 * V + degree
+        self.scale = nn.Parameter(torch.tensor(SCALE))
         self.lstm1 = nn.LSTM(inputs, H, batch_first=True)  # two: nn.LSTM has no locked dropout
         self.lstm2 = nn.LSTM(H, H, batch_first=True)
         if not self.relations:
             nn.init.normal_(self.lstm1.weight_ih_l0)  # four of 88 are on; PyTorch expects all
         if self.attention:
-            self.query, self.key, self.value = nn.Linear(H, H), nn.Linear(H, H), nn.Linear(H, H)
-        # What the heads read: context, last frame, and each chosen voice's pitch, motion, interval.
+            # One more key, of zeros, lets attention look at nothing.
+            self.attend = nn.MultiheadAttention(H, attention_heads, batch_first=True,
+                                                add_zero_attn=True)
+        # What the heads read: context, last frame, each chosen voice's pitch, motion, interval.
         self.pitch, self.interval = nn.Embedding(data.SYMBOLS, 32), nn.Embedding(2 * data.KEYS, 32)
+        context = H + self.attention * H + self.relations * 32 * (V - 1)
         chosen = range(V) if self.chained else [0] * V
-        context = H + self.attention * H + self.relations * 32 * (V - 1) + degree
-        each = 3 * 32 + degree
-        self.hidden = nn.ModuleList(nn.Linear(context + each * n, H) for n in chosen)
-        votes = N * (self.memory and self.attention)
-        self.sizes = [{"absolute": data.SYMBOLS, "from_last": self.relations * (2 * SPAN + 1),
-                       "from_chosen": self.relations * n * (2 * SPAN + 1), "degree": degree,
-                       "often": 2 * self.tonality, "copy": self.memory * 2 * (len(LENGTHS) + 1),
-                       "same_note": votes, "same_move": votes, "parallel": self.parallels * n * 12}
-                      for n in chosen]
-        self.scores = nn.ModuleList(nn.Linear(H, sum(sizes.values())) for sizes in self.sizes)
+        self.hidden = nn.ModuleList(nn.Linear(context + 96 * n, H) for n in chosen)
+        # What they say: scores of symbols, of intervals from the last note, of degrees, of the
+        # memory by kind of match, of what each attention head sees, and of intervals from each
+        # chosen voice and parallels with it.
+        self.sizes = [[data.SYMBOLS, 2 * SPAN + 1, 12, 2 * len(LENGTHS) + 2, attention_heads,
+                       *[2 * SPAN + 1, 12] * n] for n in chosen]
+        self.scores = nn.ModuleList(nn.Linear(H, sum(sizes)) for sizes in self.sizes)
 
     def read(self, voices, state=None):
         """Read frames: voices (B, T, V) -> what the heads know when they choose the frame after
-        each, and the state to go on with. Without a state the start is read before them, which
-        counts as a frame of rests."""
+        each, and the state to go on with. Without a state a frame of rests is read before them."""
         if state is None:
             voices = F.pad(voices, (0, 0, 1, 0))
-            keys = self.start.new_zeros(len(voices), 0, self.lstm2.hidden_size)
-            state = {"time": 0, "past": voices[:, :0], "lstm1": None, "lstm2": None,
-                     "keys": keys, "values": keys}
-        (B, T, _), time = voices.shape, state["time"]
-        past = torch.cat([state["past"], voices], 1)  # (B, S, V)
-        moves = interval(past, F.pad(past, (0, 0, 1, -1)))
-        known = {"last": voices}
-        x = [data.from_voices(voices).to(self.start.dtype)]  # (B, T, 88)
+            none = self.scale.new_zeros(len(voices), 0, self.lstm2.hidden_size)
+            state = voices[:, :0], None, None, none
+        past, lstm1, lstm2, outputs = state
+        past = torch.cat([past, voices], 1)  # (B, S, V)
+        T, known = voices.shape[1], {"last": voices}
+        x = [data.from_voices(voices).to(self.scale.dtype)]  # (B, T, 88)
         if self.relations:
-            row = torch.arange(past.shape[1], device=past.device)[:, None]
-            same = F.pad(past[:, 1:] == past[:, :-1], (0, 0, 1, 0))
-            held = (row - torch.where(same, 0, row).cummax(1).values)[:, -T:].clamp(max=HELD)
-            beat = (time + torch.arange(T, device=past.device)[:, None]) % HELD
-            neighbours = interval(voices[..., :-1], voices[..., 1:])
-            facts = [voices, moves[:, -T:], neighbours, held, beat.expand(B, -1, -1)]
-            x.append(self.facts(torch.cat(facts, -1) + self.first_row).flatten(2))
-        if self.tonality:
-            known["often"], known["turn"] = tonality(past, T, self.scale)
-            x += [known["turn"][:, :, 0], degrees(voices, known["turn"]).flatten(2)]
-        if self.memory:
+            x.append(self.facts(relations(past)[:, -T:]).flatten(2))
+        if "tonality" in self.has:
+            known["key"] = tonality(past, T, self.scale)
+            x.append(known["key"][:, :, 0])
+        if "memory" in self.has:
             known["next"], known["match"] = recall(past, T)
-        x = torch.cat(x, -1)
-        if time == 0:
-            x = torch.cat([self.start.expand(B, 1, -1), x[:, 1:]], 1)
         drop_input, drop, _ = self.dropouts
-        x = locked_dropout(x, drop_input, self.training)
-        h, lstm1 = self.lstm1(x, state["lstm1"])  # (B, T, H)
-        h = locked_dropout(h, drop, self.training)
-        h, lstm2 = self.lstm2(h, state["lstm2"])
-        known["context"], keys, values = h, state["keys"], state["values"]
+        h, lstm1 = self.lstm1(self.locked(torch.cat(x, -1), drop_input), lstm1)
+        h, lstm2 = self.lstm2(self.locked(h, drop), lstm2)
+        outputs, context = torch.cat([outputs, h], 1), h  # (B, S', H), (B, T, H)
         if self.attention:
-            keys = torch.cat([keys, self.key(h)], 1)  # of the frames that are still kept
-            values = torch.cat([values, self.value(h)], 1)
-            found, known["weights"] = self.attend(self.query(h), keys[:, :-1], values[:, 1:])
-            known["context"] = torch.cat([h, found], -1)
-            first = past.shape[1] - keys.shape[1] + 1
-            known["notes"], known["moves"] = past[:, first:], moves[:, first:]
-        known["context"] = locked_dropout(known["context"], drop, self.training)
-        kept = max(REACH + LENGTHS[-1], self.window + 1)
-        return known, {"time": time + T, "past": past[:, -kept:], "lstm1": lstm1, "lstm2": lstm2,
-                       "keys": keys[:, -1 - self.window:], "values": values[:, -1 - self.window:]}
+            place = torch.arange(outputs.shape[1], device=h.device)
+            ago = place[-T:, None] - place[:-1]  # (T, S' - 1)
+            found, weights = self.attend(h, outputs[:, :-1], outputs[:, 1:],
+                                         attn_mask=(ago <= 0) | (ago > self.window),
+                                         average_attn_weights=False)  # (B, T, H), (B, N, T, S')
+            if "memory" in self.has:  # how much of it lies on each note
+                first = past.shape[1] - len(place) + 1
+                notes = F.one_hot(past[:, first:], data.SYMBOLS).to(h.dtype)
+                known["notes"] = torch.einsum("bnts,bsvk->btvnk", weights[..., :-1], notes)
+            context = torch.cat([h, found], -1)
+        known["context"] = self.locked(context, drop)
+        return known, (past, lstm1, lstm2, outputs[:, -1 - self.window:])
 
-    def attend(self, query, key, value):
-        """query (B, T, H) of the newest T outputs, key and value (B, S, H) of the frames before the
-        newest output -> context (B, T, H), weights (B, T, N, S). One more key of zeros lets
-        attention look at nothing."""
-        (B, T, H), S, N = query.shape, key.shape[1], self.attention_heads
-        query, key, value = (x.unflatten(-1, (N, -1)).transpose(1, 2) for x in (query, key, value))
-        scores = query @ key.transpose(-1, -2) / (H / N) ** 0.5  # (B, N, T, S)
-        now = torch.arange(S + 1 - T, S + 1, device=key.device)[:, None]
-        then = torch.arange(S, device=key.device)
-        scores = scores.masked_fill((then >= now) | (then < now - self.window), -torch.inf)
-        weights = F.pad(scores, (1, 0)).softmax(-1)[..., 1:]
-        return (weights @ value).transpose(1, 2).flatten(2), weights.transpose(1, 2)
+    def locked(self, x, p):
+        """Dropout with one mask for all frames of a window (Gal and Ghahramani 2016): (B, T, D)."""
+        return F.dropout1d(x.mT, p, self.training).mT
 
-    def voice_logits(self, i, known, voices, legal=False):
-        """Logits (B, T, 89) of the i-th voice in the chain; chained heads read those before it in
-        voices (B, T, V). legal: leave out what crosses them, which chained heads always do."""
+    def head(self, i, known, voices):
+        """The scores (B, T, sizes[i]) that the i-th head in the chain gives, from what is known and
+        the chosen ones in voices (B, T, V)."""
         v, last, chosen = self.order[i], known["last"], self.order[:i] if self.chained else []
         own, x = last[..., v], [known["context"]]
         if self.relations:
@@ -242,46 +201,39 @@ class AttnLSTM(nn.Module):
             x += [self.pitch(voices[..., u]),
                   self.interval(interval(voices[..., u], last[..., u])),  # its motion
                   self.interval(interval(voices[..., u], own))]
-        if self.tonality:
-            heard = torch.stack([own, *(voices[..., u] for u in chosen)], -1)
-            x.append(degrees(heard, known["turn"]).flatten(2))
-        h = locked_dropout(self.hidden[i](torch.cat(x, -1)).relu(), self.dropouts[2], self.training)
-        score = self.scores[i](h).split(list(self.sizes[i].values()), -1)
-        score = dict(zip(self.sizes[i], score))
-        logits, symbols = score["absolute"], torch.arange(data.SYMBOLS, device=h.device)
+        h = self.locked(self.hidden[i](torch.cat(x, -1)).relu(), self.dropouts[2])
+        return self.scores[i](h).split(self.sizes[i], -1)
+
+    def voice_logits(self, i, known, voices, legal=False):
+        """Logits (B, T, 89) of the i-th voice in the chain; chained heads read those before it in
+        voices (B, T, V). legal: leave out what crosses them, which chained heads always do."""
+        v, last, chosen = self.order[i], known["last"], self.order[:i] if self.chained else []
+        own, symbols = last[..., v], torch.arange(data.SYMBOLS, device=last.device)
+        logits, motion, degree, memory, found, *pairs = self.head(i, known, voices)
         if self.relations:
-            logits = logits + relative(score["from_last"], own)
-            for u, scores in zip(chosen, score["from_chosen"].split(2 * SPAN + 1, -1)):
-                logits = logits + relative(scores, voices[..., u])
-        if self.tonality:
-            classes = (known["turn"] @ score["degree"][..., None])[..., 0]  # (B, T, 12)
-            classes = classes + (score["often"][:, :, None] @ known["often"])[:, :, 0]
+            logits = logits + relative(motion, own)
+        if "tonality" in self.has:
+            classes = (known["key"] @ degree[..., None])[..., 0]  # (B, T, 12)
             logits = logits + classes[..., symbols % 12] * (symbols > 0)
-        if self.memory:
-            follows = known["match"] >= 0  # what came next has a vote while all follow it
+        if "memory" in self.has:  # what came next has a vote while all chosen voices follow it
+            vote = F.pad(memory, (1, 0)).gather(-1, known["match"][..., None])
             for u in chosen:
-                follows = follows & (voices[..., u] == known["next"][..., u])
-            vote = score["copy"].gather(-1, known["match"].clamp(min=0)[..., None])
-            logits = logits.scatter_add(-1, known["next"][..., v, None], vote * follows[..., None])
-        if self.memory and self.attention:
-            moves = known["moves"][..., v]  # (B, S)
-            steps = F.one_hot((moves - data.KEYS).clamp(-SPAN, SPAN) + SPAN, 2 * SPAN + 1)
-            steps = (steps * (moves > 0)[..., None]).to(h.dtype)
-            notes = F.one_hot(known["notes"][..., v], data.SYMBOLS).to(h.dtype)
-            votes = torch.stack([score["same_note"], score["same_move"]], 2) @ known["weights"]
-            logits = logits + votes[:, :, 0] @ notes + relative(votes[:, :, 1] @ steps, own)
-        if self.parallels:
-            for u, scores in zip(chosen, score["parallel"].split(12, -1)):
-                now, before = voices[..., u], last[..., u]
-                to = (own + now - before).clamp(0, data.KEYS)  # the note that keeps the interval
-                moved = (now > 0) & (before > 0) & (own > 0) & (now != before)
-                scores = scores.gather(-1, ((before - own) % 12)[..., None]) * moved[..., None]
-                logits = logits.scatter_add(-1, to[..., None], scores)
-        if i and (self.chained or legal):
-            above = voices[..., 0 if v == self.voices - 1 else v - 1, None]
-            below = voices[..., -1:] if i > 1 else torch.zeros_like(above)
-            sounds = voices[..., self.order[i - 1], None] > 0  # the voice before it in the chain
-            fits = (symbols < above) & (symbols > below) & sounds
+                vote = vote * (voices[..., u] == known["next"][..., u])[..., None]
+            logits = logits.scatter_add(-1, known["next"][..., v, None], vote)
+            if self.attention:  # and so have the notes that attention sees
+                logits = logits + (found[..., None, :] @ known["notes"][:, :, v])[..., 0, :]
+        for u, harmony, parallel in zip(chosen, pairs[::2], pairs[1::2]):
+            now, then = voices[..., u], last[..., u]
+            if self.relations:
+                logits = logits + relative(harmony, now)
+            if "parallels" in self.has:
+                along = (own + now - then).clamp(0, data.KEYS)  # the note that keeps the interval
+                moves = (now > 0) & (then > 0) & (own > 0) & (now != then)
+                gain = parallel.gather(-1, ((then - own) % 12)[..., None])
+                logits = logits.scatter_add(-1, along[..., None], gain * moves[..., None])
+        for u in self.order[:i] if self.chained or legal else []:
+            now = voices[..., u, None]  # voices below one that rests rest too
+            fits = (symbols < now) if u < v else (symbols > now) & (now > 0)
             logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)
         return logits
 
@@ -306,7 +258,7 @@ class AttnLSTM(nn.Module):
         return loss, {"nll": loss.detach()}
 
     @data.sampling()
-    def sample(self, n, length, generator=None, temperature=1.0, top_p=0.85, prime=None,
+    def sample(self, n, length, generator=None, temperature=1.0, top_p=0.75, prime=None,
                melody=None):
         """n new pieces as bool (n, length, 88), frame by frame; with prime, a bool (T, 88) roll,
         what follows it. temperature, top_p: see data.sample_symbols. Each voice first holds or
@@ -316,12 +268,12 @@ class AttnLSTM(nn.Module):
         are drawn below it; where it rests, all stay below its last note.
         """
         self.eval()
-        device, V = self.start.device, self.voices
+        device, V = self.scale.device, self.voices
         prime, melody = (torch.zeros(0, data.KEYS) if given is None else torch.as_tensor(given)
                          for given in (prime, melody))
         tune = data.to_voices(melody.to(device), 1)[:length]  # (T, 1)
         known, state = self.read(data.to_voices(prime.to(device), V).expand(n, -1, -1))
-        known = {name: x if name in SEEN else x[:, -1:] for name, x in known.items()}
+        known = {name: x[:, -1:] for name, x in known.items()}
         symbols, roll, top = torch.arange(data.SYMBOLS, device=device), [], data.SYMBOLS
         for t in data.progress(range(length), "sampling frames"):
             voices = torch.zeros(n, 1, V, dtype=torch.long, device=device)
@@ -334,7 +286,8 @@ class AttnLSTM(nn.Module):
                 own, draw = known["last"][..., v], (generator, temperature, top_p)
                 others = logits.scatter(-1, own[..., None], -1e9)
                 holds = logits.gather(-1, own[..., None])[..., 0]
-                leaves = data.sample_symbols(torch.stack([holds, others.logsumexp(-1)], -1), *draw)
+                leaves = data.sample_symbols(torch.stack([holds, others.logsumexp(-1)], -1),
+                                             generator, temperature)
                 voices[..., v] = torch.where(leaves > 0, data.sample_symbols(others, *draw), own)
             roll.append(data.from_voices(voices))
             known, state = self.read(data.to_voices(roll[-1], V), state)
@@ -346,8 +299,8 @@ def evaluate(model, pieces):
     """Figures on held-out pieces (bool (T, 88)): nats per frame over whole pieces (nll), without
     each piece's first frame (nll_after_first), and nats per sounding note."""
     model.eval()
-    total = first = torch.zeros((), device=model.start.device)
-    for frames, mask in data.whole_pieces(pieces, 8, model.start.device):
+    total = first = torch.zeros((), device=model.scale.device)
+    for frames, mask in data.whole_pieces(pieces, 8, model.scale.device):
         nll = model.frame_nll(frames, mask)
         total, first = total + nll.sum(), first + nll[:, 0].sum()
     model.train()
