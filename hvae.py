@@ -9,8 +9,7 @@ and gives an embedding of each; the lower LSTM starts afresh from it and writes 
 
     python hvae.py    # default run; --paper --voices 1: the paper's
 
-What reaches beyond S frames must go through z. New, all in HVAE: conductor, restart and a bias in
-__init__, plan, read by segments. All else is vae.py's; so is what differs from the paper, and why.
+What reaches beyond S frames must go through z. The rest, and what the paper has otherwise: vae.py.
 """
 
 import copy
@@ -67,13 +66,13 @@ class Heads(nn.Module):
             moves = (now > 0) & (then > 0) & (own > 0) & (now != then)
             score = parallel.gather(-1, ((then - own) % 12)[..., None]) * moves[..., None]
             logits = (logits + relative(harmony, now)).scatter_add(-1, along[..., None], score)
-            symbols, now = torch.arange(data.SYMBOLS, device=x.device), now[..., None]
+            symbols, now = torch.arange(data.SYMBOLS, device=own.device), now[..., None]
             fits = (symbols < now) if u < v else (symbols > now) & (now > 0)
             logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)  # a rest always fits
         return logits
 
     def draw(self, x, last, generator=None, temperature=1.0, top_p=1.0):
-        """Draw voices (B, T, V); and their softmax as a frame: each key's chance (B, T, 88)."""
+        """Voices drawn (B, T, V), and their softmax as a frame: each key's chance (B, T, 88)."""
         voices, silent = torch.zeros_like(last), 1.0
         for i, v in enumerate(self.order):
             logits = self.logits(i, x, last, voices.clone())
@@ -83,16 +82,16 @@ class Heads(nn.Module):
 
 
 class Encoder(nn.Module):
-    """q(z | x): frames (B, T, 88), mask (B, T), T <= N -> mu and log sigma^2, (B, Z) each."""
+    """q(z | x): frames and mask (B, T, .) -> mu, log sigma^2 (B, Z); features 0: of last states."""
 
-    def __init__(self, window, shape, hidden, features):
+    def __init__(self, window, shares, share, hidden, features):
         super().__init__()
-        self.window, (self.shares, D) = window, shape
+        self.window, self.shares = window, shares
         self.lstm = nn.LSTM(data.KEYS, hidden, batch_first=True, bidirectional=True)
         for weight in (self.lstm.weight_ih_l0, self.lstm.weight_ih_l0_reverse):
             nn.init.normal_(weight, std=0.5)  # four of 88 inputs are on; PyTorch expects all
         self.reduce = nn.Linear(2 * hidden + data.KEYS, features) if features else None
-        self.out = nn.Linear(window // self.shares * features or 2 * hidden, 2 * D)
+        self.out = nn.Linear(window // shares * features or 2 * hidden, 2 * share)
 
     def forward(self, frames, mask):
         frames = F.pad(frames * mask[..., None], (0, 0, 0, self.window - frames.shape[1]))
@@ -114,9 +113,9 @@ class HVAE(nn.Module):
                                   f"number of segments --latent {latent}")
         self.voices, self.window, self.latent, self.features = voices, window, latent, features
         self.feed, self.drop, self.beta, self.rec_mean = feed, drop, beta, rec_mean
-        self.shape = U, D = U, latent // U  # of z: shares, numbers in each
-        self.share, self.segment = window // U, segment  # frames of a share, of an embedding
-        self.encode = Encoder(window, self.shape, (hidden + 1) // 2, features)
+        D = latent // U  # numbers in each of z's U shares
+        self.shape, self.share, self.segment = (U, D), window // U, segment  # of z; frames of each
+        self.encode = Encoder(window, U, D, (hidden + 1) // 2, features)
         self.encode.out.bias.data[D:] -= 4  # noisy z's would teach the lower LSTM to ignore e
         self.prior = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(),
                                    nn.Linear(hidden, 2 * D, bias=False))
@@ -134,7 +133,8 @@ class HVAE(nn.Module):
         self.heads = Heads(voices, hidden + views, hidden // 2, dropout)
 
     def plan(self, z):
-        """Shares of z (B, K, D) -> embeddings (B, U, H), a segment each; what frames hear (B, U * S, .)."""
+        """Shares of z (B, K, D) -> embeddings of their segments, (B, ., H), and their views: what
+        both say to each frame, (B, ., features), or the embedding again (features 0)."""
         h, c = self.first(z[:, 0])[None].chunk(2, -1)
         z = z.repeat_interleave(self.share // self.segment, 1)
         e, _ = self.conductor(z, (h.tanh().contiguous(), c.contiguous()))
@@ -142,8 +142,8 @@ class HVAE(nn.Module):
         return e, views.flatten(1, 2) if self.features else e.repeat_interleave(self.segment, 1)
 
     def read(self, frames, voices, views, e, state=None):
-        """As in vae.py, but views are of the frames after, and without a state each segment starts
-        afresh from its embedding in e (B, U, H)."""
+        """Frames (B, T, 88), voices as in vae.py, views of the frames after -> their h (B, T, H) and
+        next state. Without a state each segment starts afresh from its embedding in e (B, ., H)."""
         now = voices[:, 1:]
         motion, chord = interval(now, voices[:, :-1]), interval(now[..., :-1], now[..., 1:])
         facts = torch.cat([now, motion + 2 * data.KEYS, chord + 4 * data.KEYS], -1)
@@ -205,8 +205,8 @@ class HVAE(nn.Module):
 
     @data.sampling()
     def decode(self, z, length=None, generator=None, temperature=1.0, top_p=1.0, past=None):
-        """z or its first shares (n, K * D), the rest is drawn -> bool (n, length, 88). past: how it
-        starts (n, P, 88). temperature 0: the likeliest notes; after --drop, those z alone tells."""
+        """z or its first shares (n, K * D), the rest is drawn -> bool (n, length, 88); past (n, P,
+        88): how it starts. temperature 0: the likeliest notes, after --drop those z alone tells."""
         z, roll = torch.stack(z.split(self.shape[1], 1), 1), []  # (n, K, D)
         e, views = self.plan(z)
         seen = temperature > 0 or self.drop == 0  # its own guesses would lead it astray
@@ -217,9 +217,9 @@ class HVAE(nn.Module):
                 m, logs = self.prior(e[:, -1:]).chunk(2, -1)  # (n, 1, D)
                 z = torch.cat([z, torch.normal(m, (logs / 2).exp(), generator=generator)], 1)
                 e, views = self.plan(z)
-            view, state = views[:, t:t + 1], state if t % self.segment else None
-            h, state = self.read(frame, last, view, e[:, t // self.segment], state)
-            x = torch.cat([h, view], -1)
+            state = state if t % self.segment else None
+            h, state = self.read(frame, last, views[:, t:t + 1], e[:, t // self.segment], state)
+            x = torch.cat([h, views[:, t:t + 1]], -1)
             voices, frame = self.heads.draw(x, last[:, 1:], generator, temperature, top_p)
             if past is not None and t < past.shape[1]:
                 voices = data.to_voices(past[:, t:t + 1], self.voices)
@@ -299,7 +299,7 @@ def train(args):
 
 
 def main(argv=None):
-    parser = data.Parser(__doc__, "hvae", log="nll: bound a frame; kl: a window; f1: notes out of z")
+    parser = data.Parser(__doc__, "hvae", log="nll: bound per frame; kl: per window; f1: from z")
     add = parser.add_argument
     add("--window", type=data.positive_int, default=64, help="frames of a window, N")
     add("--steps", type=data.positive_int, default=2400, help="training steps")

@@ -74,13 +74,13 @@ class Heads(nn.Module):
             moves = (now > 0) & (then > 0) & (own > 0) & (now != then)
             score = parallel.gather(-1, ((then - own) % 12)[..., None]) * moves[..., None]
             logits = (logits + relative(harmony, now)).scatter_add(-1, along[..., None], score)
-            symbols, now = torch.arange(data.SYMBOLS, device=x.device), now[..., None]
+            symbols, now = torch.arange(data.SYMBOLS, device=own.device), now[..., None]
             fits = (symbols < now) if u < v else (symbols > now) & (now > 0)
             logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)  # a rest always fits
         return logits
 
     def draw(self, x, last, generator=None, temperature=1.0, top_p=1.0):
-        """Draw voices (B, T, V); and their softmax as a frame: each key's chance (B, T, 88)."""
+        """Voices drawn (B, T, V), and their softmax as a frame: each key's chance (B, T, 88)."""
         voices, silent = torch.zeros_like(last), 1.0
         for i, v in enumerate(self.order):
             logits = self.logits(i, x, last, voices.clone())
@@ -90,16 +90,16 @@ class Heads(nn.Module):
 
 
 class Encoder(nn.Module):
-    """q(z | x): frames (B, T, 88), mask (B, T), T <= N -> mu and log sigma^2, (B, Z) each."""
+    """q(z | x): frames and mask (B, T, .) -> mu, log sigma^2 (B, Z); features 0: of last states."""
 
-    def __init__(self, window, shape, hidden, features):
+    def __init__(self, window, shares, share, hidden, features):
         super().__init__()
-        self.window, (self.shares, D) = window, shape
+        self.window, self.shares = window, shares
         self.lstm = nn.LSTM(data.KEYS, hidden, batch_first=True, bidirectional=True)
         for weight in (self.lstm.weight_ih_l0, self.lstm.weight_ih_l0_reverse):
             nn.init.normal_(weight, std=0.5)  # four of 88 inputs are on; PyTorch expects all
         self.reduce = nn.Linear(2 * hidden + data.KEYS, features) if features else None
-        self.out = nn.Linear(window // self.shares * features or 2 * hidden, 2 * D)
+        self.out = nn.Linear(window // shares * features or 2 * hidden, 2 * share)
 
     def forward(self, frames, mask):
         frames = F.pad(frames * mask[..., None], (0, 0, 0, self.window - frames.shape[1]))
@@ -121,9 +121,9 @@ class VAE(nn.Module):
                                   f"number of segments --latent {latent}")
         self.voices, self.window, self.latent, self.features = voices, window, latent, features
         self.feed, self.drop, self.beta, self.rec_mean = feed, drop, beta, rec_mean
-        self.shape = U, D = U, latent // U  # of z: shares, numbers in each
-        self.share = window // U  # frames that a share speaks of
-        self.encode = Encoder(window, self.shape, (hidden + 1) // 2, features)
+        D = latent // U  # numbers in each of z's U shares
+        self.shape, self.share = (U, D), window // U  # of z; frames that a share speaks of
+        self.encode = Encoder(window, U, D, (hidden + 1) // 2, features)
         self.prior = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(),
                                    nn.Linear(hidden, 2 * D, bias=False))
         nn.init.zeros_(self.prior[-1].weight)  # N(0, I), at first
@@ -137,14 +137,15 @@ class VAE(nn.Module):
         self.heads = Heads(voices, hidden + features, hidden // 2, dropout)
 
     def plan(self, z):
-        """Shares of z (B, K, D) -> first state, 2 x (1, B, H); what frames hear (B, K * S, .)."""
+        """Shares of z (B, K, D) -> the decoder's first state, two of (1, B, H), and their views:
+        what they say to each frame, (B, K * S, features)."""
         h, c = self.first(z[:, 0])[None].chunk(2, -1)
         views = self.views(z).unflatten(-1, (self.share, self.features)).flatten(1, 2)
         return (h.tanh().contiguous(), c.contiguous()), views
 
     def read(self, frames, voices, views, state):
-        """Frames (B, T, 88), the voices of these and of one more before, (B, T + 1, V), and what z
-        said to them (B, T, features) -> h of the frames after (B, T, H), next state."""
+        """Frames (B, T, 88), the voices of these and of one more before, (B, T + 1, V), and their
+        views (B, T, features) -> h of the frames after them (B, T, H), next state."""
         now = voices[:, 1:]
         motion, chord = interval(now, voices[:, :-1]), interval(now[..., :-1], now[..., 1:])
         facts = torch.cat([now, motion + 2 * data.KEYS, chord + 4 * data.KEYS], -1)
@@ -201,8 +202,8 @@ class VAE(nn.Module):
 
     @data.sampling()
     def decode(self, z, length=None, generator=None, temperature=1.0, top_p=1.0, past=None):
-        """z or its first shares (n, K * D), the rest is drawn -> bool (n, length, 88). past: how it
-        starts (n, P, 88). temperature 0: the likeliest notes; after --drop, those z alone tells."""
+        """z or its first shares (n, K * D), the rest is drawn -> bool (n, length, 88); past (n, P,
+        88): how it starts. temperature 0: the likeliest notes, after --drop those z alone tells."""
         z, roll = torch.stack(z.split(self.shape[1], 1), 1), []  # (n, K, D)
         state, views = self.plan(z)
         seen = temperature > 0 or self.drop == 0  # its own guesses would lead it astray
@@ -295,7 +296,7 @@ def train(args):
 
 
 def main(argv=None):
-    parser = data.Parser(__doc__, "vae", log="nll: bound a frame; kl: a window; f1: notes out of z")
+    parser = data.Parser(__doc__, "vae", log="nll: bound per frame; kl: per window; f1: from z")
     add = parser.add_argument
     add("--window", type=data.positive_int, default=32, help="frames of a window, N")
     add("--steps", type=data.positive_int, default=1700, help="training steps")
