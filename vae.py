@@ -29,6 +29,7 @@ from torch.nn import functional as F
 import data
 
 SPAN = 24  # semitones: the largest interval that the heads tell apart
+FADE = 0.98  # what is left after a frame of how often a pitch class has sounded
 
 
 def interval(a, b):
@@ -43,6 +44,16 @@ def relative(scores, symbol):
     return scores.gather(-1, steps) * ((symbols > 0) & (symbol[..., None] > 0))
 
 
+def often(past, T):
+    """How often each pitch class has sounded after each of the last T frames of past (B, S, V),
+    lately most: the key, more or less. (B, T, 12), logarithms less that of the mean."""
+    time = torch.arange(past.shape[1], device=past.device)
+    ago = time[-T:, None] - time  # (T, S)
+    sound = (F.one_hot(past % 12, 12) * (past > 0)[..., None]).sum(2).float()  # (B, S, 12)
+    tally = (FADE ** ago.clamp(min=0) * (ago >= 0)) @ sound
+    return (tally + 1).log() - (tally.mean(-1, keepdim=True) + 1).log()
+
+
 class Heads(nn.Module):
     """The voices of a frame, chosen one after the other, outer ones first, a head each. It scores
     symbols, intervals from its voice's last note and from each chosen voice, and the note that
@@ -53,20 +64,22 @@ class Heads(nn.Module):
         self.order = [0, voices - 1, *range(1, voices - 1)][:voices]
         self.pitch, self.interval = nn.Embedding(data.SYMBOLS, 32), nn.Embedding(2 * data.KEYS, 32)
         self.sizes = [[data.SYMBOLS, 2 * SPAN + 1, *[2 * SPAN + 1, 12] * i] for i in range(voices)]
+        inputs += 12 + 32 * (voices - 1)
         self.heads = nn.ModuleList(
             nn.Sequential(nn.Linear(inputs + 96 * i, hidden), nn.ReLU(), nn.Dropout(dropout),
                           nn.Linear(hidden, sum(sizes))) for i, sizes in enumerate(self.sizes))
 
-    def logits(self, i, x, last, voices):
+    def logits(self, i, x, past, voices):
         """Logits (B, T, 89) of the i-th voice in order, from what the decoder knows, x (B, T, .),
-        the voices of the frame before, last (B, T, V), and the chosen ones in voices (B, T, V)."""
-        v, chosen = self.order[i], self.order[:i]
-        own = last[..., v]
+        the frames before, past (B, S, V), S >= T, and the chosen ones in voices (B, T, V)."""
+        v, chosen, last = self.order[i], self.order[:i], past[:, -x.shape[1]:]
+        own, x = last[..., v], [x, often(past, x.shape[1])]
+        x += [self.interval(interval(last[..., u], own)) for u in self.order if u != v]
         for u in chosen:  # its pitch, its motion, its interval from this voice's last note
-            x = torch.cat([x, self.pitch(voices[..., u]),
-                           self.interval(interval(voices[..., u], last[..., u])),
-                           self.interval(interval(voices[..., u], own))], -1)
-        logits, motion, *pairs = self.heads[i](x).split(self.sizes[i], -1)
+            x += [self.pitch(voices[..., u]),
+                  self.interval(interval(voices[..., u], last[..., u])),
+                  self.interval(interval(voices[..., u], own))]
+        logits, motion, *pairs = self.heads[i](torch.cat(x, -1)).split(self.sizes[i], -1)
         logits = logits + relative(motion, own)
         for u, harmony, parallel in zip(chosen, pairs[::2], pairs[1::2]):
             now, then = voices[..., u], last[..., u]
@@ -79,11 +92,11 @@ class Heads(nn.Module):
             logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)  # a rest always fits
         return logits
 
-    def draw(self, x, last, generator=None, temperature=1.0, top_p=1.0):
+    def draw(self, x, past, generator=None, temperature=1.0, top_p=1.0):
         """Voices drawn (B, T, V), and their softmax as a frame: each key's chance (B, T, 88)."""
-        voices, silent = torch.zeros_like(last), 1.0
+        voices, silent = torch.zeros_like(past[:, -x.shape[1]:]), 1.0
         for i, v in enumerate(self.order):
-            logits = self.logits(i, x, last, voices.clone())
+            logits = self.logits(i, x, past, voices.clone())
             voices[..., v] = data.sample_symbols(logits, generator, temperature, top_p)
             silent = silent * (1 - logits.softmax(-1)[..., 1:])
         return voices, 1 - silent
@@ -113,7 +126,8 @@ class VAE(nn.Module):
     """Encoder, a decoder of one LSTM, the prior that reads its state, heads; flags as in main."""
 
     def __init__(self, voices=4, window=32, segment=4, hidden=256, latent=128, features=64,
-                 dropout=0.4, feed="teacher", drop=0.3, beta=0.85, rec_mean=False):
+                 dropout=0.4, dropout_heads=0.2, feed="teacher", drop=0.3, beta=0.9,
+                 rec_mean=False):
         super().__init__()
         U = window // segment if features else 1
         if window % segment or latent % U:
@@ -134,7 +148,7 @@ class VAE(nn.Module):
         self.lstm = nn.LSTM(data.KEYS + 16 * (3 * voices - 1) + features, hidden, batch_first=True)
         nn.init.normal_(self.lstm.weight_ih_l0[:, :data.KEYS], std=0.5)
         self.dropout = nn.Dropout(dropout)
-        self.heads = Heads(voices, hidden + features, hidden // 2, dropout)
+        self.heads = Heads(voices, hidden + features, hidden // 2, dropout_heads)
 
     def plan(self, z):
         """Shares of z (B, K, D) -> the decoder's first state, two of (1, B, H), and their views:
@@ -208,21 +222,21 @@ class VAE(nn.Module):
         state, views = self.plan(z)
         seen = temperature > 0 or self.drop == 0  # its own guesses would lead it astray
         frame, view = self.start.expand(len(z), 1, -1) * seen, torch.zeros_like(views[:, :1])
-        last = torch.zeros(len(z), 2, self.voices, dtype=torch.long, device=z.device)
+        heard = torch.zeros(len(z), 2, self.voices, dtype=torch.long, device=z.device)
         for t in range(length or self.window):
-            h, state = self.read(frame, last, view, state)
+            h, state = self.read(frame, heard[:, -2:], view, state)
             if t == views.shape[1]:
                 m, logs = self.prior(h).chunk(2, -1)  # (n, 1, D)
                 z = torch.cat([z, torch.normal(m, (logs / 2).exp(), generator=generator)], 1)
                 _, views = self.plan(z)
             view = views[:, t:t + 1]
             x = torch.cat([h, view], -1)
-            voices, frame = self.heads.draw(x, last[:, 1:], generator, temperature, top_p)
+            voices, frame = self.heads.draw(x, heard, generator, temperature, top_p)
             if past is not None and t < past.shape[1]:
                 voices = data.to_voices(past[:, t:t + 1], self.voices)
             roll.append(data.from_voices(voices))  # (n, 1, 88)
             if self.feed == "teacher":
-                frame, last = roll[-1] * seen, torch.cat([last[:, 1:], voices * seen], 1)
+                frame, heard = roll[-1] * seen, torch.cat([heard, voices * seen], 1)
         return torch.cat(roll, 1)
 
     @data.sampling()
@@ -307,10 +321,11 @@ def main(argv=None):
     add("--hidden", type=data.positive_int, default=256, help="units of the decoder")
     add("--latent", type=data.natural, default=128, help="numbers in z; 0: the decoder alone")
     add("--features", type=data.natural, default=64, help="between LSTMs and z; 0: the paper's")
-    add("--dropout", type=data.dropout, default=0.4, help="before and in the heads")
+    add("--dropout", type=data.dropout, default=0.4, help="before the heads")
+    add("--dropout-heads", type=data.dropout, default=0.2, help="in the heads")
     add("--feed", choices=["teacher", "softmax"], default="teacher", help="true frames or its own")
     add("--drop", type=data.probability, default=0.3, help="share of windows told by z alone")
-    add("--beta", type=data.non_negative, default=0.85, help="weight of the KL; less: z holds more")
+    add("--beta", type=data.non_negative, default=0.9, help="weight of the KL; less: z holds more")
     add("--anneal", type=data.natural, default=1100, help="steps over which beta rises from 0")
     add("--rec-mean", action="store_true", help="average the reconstruction over notes")
     add("--weight-decay", type=data.non_negative, default=0.3, help="AdamW's decoupled decay")
