@@ -62,28 +62,33 @@ def relative(scores, symbol):
 
 
 def relations(past):
-    """What is read of each frame besides its keys, as rows of one table: past (B, S, V) -> symbols,
-    motions, intervals between neighbours, frames held, and the next frame's beat (B, S, 4 V)."""
-    moves = interval(past, F.pad(past, (0, 0, 1, -1))) + 2 * data.KEYS
-    chords = interval(past[..., :-1], past[..., 1:]) + 4 * data.KEYS
+    """What is read of each frame of past (B, S, V) besides its keys, as rows of one table: symbols,
+    motions, intervals between neighbours, frames held, the next frame's beat (B, S, 4 V); and the
+    motions alone (B, S, V)."""
+    moves = interval(past, F.pad(past, (0, 0, 1, -1)))
+    chords = interval(past[..., :-1], past[..., 1:])
     time = torch.arange(past.shape[1], device=past.device)[:, None].expand_as(past)
     same = F.pad(past[:, 1:] == past[:, :-1], (0, 0, 1, 0))
-    held = (time - torch.where(same, 0, time).cummax(1).values).clamp(max=HELD) + 6 * data.KEYS
-    beat = time[..., :1] % HELD + 6 * data.KEYS + HELD + 1
-    return torch.cat([past, moves, chords, held, beat], -1)
+    held = (time - torch.where(same, 0, time).cummax(1).values).clamp(max=HELD)
+    beat = time[..., :1] % HELD + HELD + 1
+    first = 2 * data.KEYS  # rows for each kind of interval, and at least as many for symbols
+    return torch.cat([past, moves + first, chords + 2 * first, held + 3 * first,
+                      beat + 3 * first], -1), moves
 
 
 def tonality(past, T, scale):
-    """The key after each of the last T frames of past (B, S, V), by how often each pitch class has
-    sounded, lately most, and what a scale's degrees are worth (12,): how likely each pitch class
-    is each degree (B, T, 12, 12)."""
+    """The key after each of the last T frames of past (B, S, V), given what a scale's degrees are
+    worth (12,): how likely each pitch class is each degree (B, T, 12, 12), and how often each
+    degree has sounded, lately most, as a logarithm less its mean (B, T, 12)."""
     time, classes = (torch.arange(n, device=past.device) for n in (past.shape[1], 12))
     sound = F.one_hot(past % 12, 12) * (past > 0)[..., None]  # (B, S, V, 12)
     ago = time[-T:, None] - time  # (T, S)
     tally = (FADE ** ago.clamp(min=0) * (ago >= 0)) @ sound.sum(2).to(scale.dtype)  # (B, T, 12)
+    often = (tally + 1).log() - (tally.mean(-1, keepdim=True) + 1).log()
     degree = (classes - classes[:, None]) % 12  # in each key, of each class
-    key = ((tally + 1).log() @ scale[degree].T).softmax(-1)  # (B, T, 12)
-    return torch.einsum("btk,kcd->btcd", key, F.one_hot(degree, 12).to(key.dtype))
+    key = (often @ scale[degree].T).softmax(-1)
+    turn = torch.einsum("btk,kcd->btcd", key, F.one_hot(degree, 12).to(key.dtype))
+    return turn, (often[:, :, None] @ turn)[:, :, 0]
 
 
 def recall(past, T):
@@ -138,16 +143,16 @@ class AttnLSTM(nn.Module):
             # One more key, of zeros, lets attention look at nothing.
             self.attend = nn.MultiheadAttention(H, attention_heads, batch_first=True,
                                                 add_zero_attn=True)
-        # What the heads read: context, last frame, each chosen voice's pitch, motion, interval.
+        # What heads read: context, last frame, key, each chosen voice's pitch, motion, interval.
         self.pitch, self.interval = nn.Embedding(data.SYMBOLS, 32), nn.Embedding(2 * data.KEYS, 32)
-        context = H + self.attention * H + self.relations * 32 * (V - 1)
+        context = H + self.attention * H + self.relations * 32 * (V - 1) + degree
         chosen = range(V) if self.chained else [0] * V
         self.hidden = nn.ModuleList(nn.Linear(context + 96 * n, H) for n in chosen)
         # What they say: scores of symbols, of intervals from the last note, of degrees, of the
-        # memory by kind of match, of what each attention head sees, and of intervals from each
-        # chosen voice and parallels with it.
+        # memory by kind of match, of notes and of motions that each attention head sees, and
+        # of intervals from each chosen voice and parallels with it.
         self.sizes = [[data.SYMBOLS, 2 * SPAN + 1, 12, 2 * len(LENGTHS) + 2, attention_heads,
-                       *[2 * SPAN + 1, 12] * n] for n in chosen]
+                       attention_heads, *[2 * SPAN + 1, 12] * n] for n in chosen]
         self.scores = nn.ModuleList(nn.Linear(H, sum(sizes)) for sizes in self.sizes)
 
     def read(self, voices, state=None):
@@ -162,9 +167,10 @@ class AttnLSTM(nn.Module):
         T, known = voices.shape[1], {"last": voices}
         x = [data.from_voices(voices).to(self.scale.dtype)]  # (B, T, 88)
         if self.relations:
-            x.append(self.facts(relations(past)[:, -T:]).flatten(2))
+            facts, moves = relations(past)
+            x.append(self.facts(facts[:, -T:]).flatten(2))
         if "tonality" in self.has:
-            known["key"] = tonality(past, T, self.scale)
+            known["key"], known["often"] = tonality(past, T, self.scale)
             x.append(known["key"][:, :, 0])
         if "memory" in self.has:
             known["next"], known["match"] = recall(past, T)
@@ -178,10 +184,13 @@ class AttnLSTM(nn.Module):
             found, weights = self.attend(h, outputs[:, :-1], outputs[:, 1:],
                                          attn_mask=(ago <= 0) | (ago > self.window),
                                          average_attn_weights=False)  # (B, T, H), (B, N, T, S')
-            if "memory" in self.has:  # how much of it lies on each note
+            if "memory" in self.has:  # how much of it lies on each note and each motion
                 first = past.shape[1] - len(place) + 1
                 notes = F.one_hot(past[:, first:], data.SYMBOLS).to(h.dtype)
-                known["notes"] = torch.einsum("bnts,bsvk->btvnk", weights[..., :-1], notes)
+                steps = F.one_hot(moves[:, first:], 2 * data.KEYS).to(h.dtype)
+                steps = steps[..., data.KEYS - SPAN:data.KEYS + SPAN + 1]
+                known["notes"], known["moves"] = (  # (B, T, V, N, .)
+                    torch.einsum("bnts,bsvk->btvnk", weights[..., :-1], x) for x in (notes, steps))
             context = torch.cat([h, found], -1)
         known["context"] = self.locked(context, drop)
         return known, (past, lstm1, lstm2, outputs[:, -1 - self.window:])
@@ -201,6 +210,8 @@ class AttnLSTM(nn.Module):
             x += [self.pitch(voices[..., u]),
                   self.interval(interval(voices[..., u], last[..., u])),  # its motion
                   self.interval(interval(voices[..., u], own))]
+        if "tonality" in self.has:
+            x.append(known["often"])
         h = self.locked(self.hidden[i](torch.cat(x, -1)).relu(), self.dropouts[2])
         return self.scores[i](h).split(self.sizes[i], -1)
 
@@ -209,7 +220,7 @@ class AttnLSTM(nn.Module):
         voices (B, T, V). legal: leave out what crosses them, which chained heads always do."""
         v, last, chosen = self.order[i], known["last"], self.order[:i] if self.chained else []
         own, symbols = last[..., v], torch.arange(data.SYMBOLS, device=last.device)
-        logits, motion, degree, memory, found, *pairs = self.head(i, known, voices)
+        logits, motion, degree, memory, note, move, *pairs = self.head(i, known, voices)
         if self.relations:
             logits = logits + relative(motion, own)
         if "tonality" in self.has:
@@ -220,8 +231,10 @@ class AttnLSTM(nn.Module):
             for u in chosen:
                 vote = vote * (voices[..., u] == known["next"][..., u])[..., None]
             logits = logits.scatter_add(-1, known["next"][..., v, None], vote)
-            if self.attention:  # and so have the notes that attention sees
-                logits = logits + (found[..., None, :] @ known["notes"][:, :, v])[..., 0, :]
+            if self.attention:  # and so have the notes and motions that attention sees
+                logits = logits + (note[..., None, :] @ known["notes"][:, :, v])[..., 0, :]
+                move = (move[..., None, :] @ known["moves"][:, :, v])[..., 0, :]
+                logits = logits + relative(move, own)
         for u, harmony, parallel in zip(chosen, pairs[::2], pairs[1::2]):
             now, then = voices[..., u], last[..., u]
             if self.relations:
@@ -258,11 +271,12 @@ class AttnLSTM(nn.Module):
         return loss, {"nll": loss.detach()}
 
     @data.sampling()
-    def sample(self, n, length, generator=None, temperature=1.0, top_p=0.75, prime=None,
+    def sample(self, n, length, generator=None, temperature=1.0, top_p=0.8, prime=None,
                melody=None):
         """n new pieces as bool (n, length, 88), frame by frame; with prime, a bool (T, 88) roll,
         what follows it. temperature, top_p: see data.sample_symbols. Each voice first holds or
-        leaves its note, then chooses another: one nucleus for both would hold too often.
+        leaves its note, of at least 95 % of the probability, then chooses another: one nucleus for
+        both would hold too often.
 
         melody: bool (T, 88); where it sounds, its top note is kept as voice 0 and the other voices
         are drawn below it; where it rests, all stay below its last note.
@@ -287,7 +301,7 @@ class AttnLSTM(nn.Module):
                 others = logits.scatter(-1, own[..., None], -1e9)
                 holds = logits.gather(-1, own[..., None])[..., 0]
                 leaves = data.sample_symbols(torch.stack([holds, others.logsumexp(-1)], -1),
-                                             generator, temperature)
+                                             generator, temperature, max(0.95, top_p))
                 voices[..., v] = torch.where(leaves > 0, data.sample_symbols(others, *draw), own)
             roll.append(data.from_voices(voices))
             known, state = self.read(data.to_voices(roll[-1], V), state)
