@@ -27,24 +27,23 @@ def write_midi(path, *tracks, ticks=480, events=None, channel=None):
 # -------------------------------------------------------------------------------------------- MIDI
 
 
-@pytest.mark.parametrize("given", [0.25, 0.5, 1 / 3, 1.0, "1/16", None])
+@pytest.mark.parametrize("given", [0.25, 1 / 3, 1.0, "1/16", None])
 def test_roll_to_midi_and_back(corpus, tmp_path, given):
     step = {"1/16": 0.25, None: corpus.time_step}.get(given, given)
-    for roll in corpus.train[:3]:
+    pause = np.zeros((40, 88), bool)
+    pause[3, 40] = pause[30, 41] = True  # a long one is kept, but for silence at the end
+    for roll in [*corpus.train[:2], pause[:31]]:
         data.roll_to_midi(roll, step).write(str(tmp_path / "x.mid"))
         back, got = data.midi_to_roll(tmp_path / "x.mid", given)
-        assert got == step and np.array_equal(back, roll)
-    for wrong in ("0/4", "1/0", "eighth", 0, -1, float("nan"), 17):
-        with pytest.raises(data.InputError, match="is no time step"):
-            data.midi_to_roll(tmp_path / "x.mid", wrong)
+        if roll is not pause or given:
+            assert got == step and np.array_equal(back, roll)
+    assert len(data.cut_silence(pause)) == 1 + 4 + 1 and len(data.cut_silence(pause[:2])) == 0
 
 
-def test_midi_to_roll_keeps_long_pauses(tmp_path):
-    roll = np.zeros((40, 88), bool)
-    roll[3, 40] = roll[30, 41] = True
-    data.roll_to_midi(roll, 0.5).write(str(tmp_path / "x.mid"))
-    assert np.array_equal(data.midi_to_roll(tmp_path / "x.mid", 0.5)[0], roll[:31])
-    assert len(data.cut_silence(roll)) == 1 + 4 + 1 and len(data.cut_silence(roll[:2])) == 0
+@pytest.mark.parametrize("wrong", ["0/4", "1/0", "eighth", 0, -1, float("nan"), 17])
+def test_what_is_no_time_step(tmp_path, wrong):
+    with pytest.raises(data.InputError, match="is no time step"):
+        data.midi_to_roll(write_midi(tmp_path / "x.mid", [(0, 480, 60)]), wrong)
 
 
 def test_tempo_changes_do_not_matter(tmp_path):
@@ -93,31 +92,27 @@ def test_triplets_and_fine_ticks(tmp_path, ticks, step):  # which pretty_midi al
 
 
 def test_smpte_and_lengths_that_are_only_claimed_are_refused(tmp_path):
-    with pytest.raises(data.InputError, match="claims to last"):
-        data.midi_to_roll(write_midi(tmp_path / "x.mid", [(0, 480 * 10**6, 60)]))
+    write_midi(tmp_path / "long.mid", [(0, 480 * 10**6, 60)])
     (tmp_path / "y.mid").write_bytes(b"MThd\0\0\0\6\0\0\0\1\1\xe0MTrk\0\1\0\0" + b"\xff" * 60000)
-    with pytest.raises(data.InputError, match="y.mid: .*damaged"):
-        data.midi_to_roll(tmp_path / "y.mid")
-    content = bytearray(write_midi(tmp_path / "z.mid", [(0, 480, 60)]).read_bytes())
-    content[12:14] = struct.pack(">h", -25 * 256 + 40)
-    (tmp_path / "z.mid").write_bytes(content)
-    with pytest.raises(data.InputError, match="z.mid: .*its time is in SMPTE"):
-        data.midi_to_roll(tmp_path / "z.mid")
+    smpte = bytearray(write_midi(tmp_path / "z.mid", [(0, 480, 60)]).read_bytes())
+    smpte[12:14] = struct.pack(">h", -25 * 256 + 40)
+    (tmp_path / "z.mid").write_bytes(smpte)
+    for name, says in (("long", "claims to last"), ("y", "damaged"), ("z", "its time is in SMPTE")):
+        with pytest.raises(data.InputError, match=f"{name}.mid: .*{says}"):
+            data.midi_to_roll(tmp_path / f"{name}.mid")
 
 
 def test_a_track_for_each_voice_and_their_union_is_the_roll(corpus, tmp_path):
     roll, file = corpus.test[0], tmp_path / "x.mid"
     data.write_music(tmp_path / "x", roll, 0.5, bpm=100)
     score = pretty_midi.PrettyMIDI(str(file))
-    assert [part.name for part in score.instruments] == ["soprano", "alto", "tenor", "bass"]
-    assert [part.name for part in data.roll_to_midi(roll, voices=2).instruments] == [
-        "soprano", "bass"]
+    names = ["soprano", "alto", "tenor", "bass"]
+    assert [part.name for part in score.instruments] == names
+    assert [part.name for part in data.roll_to_midi(roll, voices=2).instruments] == names[::3]
     assert score.get_tempo_changes()[1].tolist() == pytest.approx([100])
     assert np.array_equal(data.midi_to_roll(file, 0.5)[0], roll)
-    lines = [data.notes_to_roll(notes, 0.5)[0] for notes in sample.to_parts(roll, 0.5, 4).values()]
-    assert all(line.sum(1).max() == 1 for line in lines)  # a voice sings one note at a time
-    union = sum(np.pad(line, ((0, len(roll) - len(line)), (0, 0))) for line in lines)
-    assert np.array_equal(union > 0, roll)
+    for notes in sample.to_parts(roll, 0.5, 4).values():  # a voice sings one note at a time
+        assert data.notes_to_roll(notes, 0.5)[0].sum(1).max() == 1
     assert (tmp_path / "x.png").stat().st_size > 5000
     length = len(roll) * 0.5 * 0.6  # seconds
     assert length <= (tmp_path / "x.wav").stat().st_size / 2 / 22050 < length + 2
@@ -126,18 +121,15 @@ def test_a_track_for_each_voice_and_their_union_is_the_roll(corpus, tmp_path):
 # ------------------------------------------------------------------------------------------ voices
 
 
-def test_voices_of_a_frame():
-    def voices(keys, v):
-        frame = torch.zeros(88)
-        frame[keys] = 1
-        return data.to_voices(frame, v).tolist()
-
-    assert voices([], 4) == [0, 0, 0, 0] and voices([50], 4) == [51, 0, 0, 0]
-    assert voices([30, 50], 4) == [51, 0, 0, 31] and voices([30, 40, 50], 4) == [51, 41, 0, 31]
-    assert voices([20, 30, 40, 50], 4) == [51, 41, 31, 21]
-    assert voices([10, 20, 30, 40, 50, 60], 4) == [61, 51, 41, 11]
-    assert voices([30, 40, 50], 2) == [51, 31] and voices([50], 2) == [51, 0]
-    assert voices([30, 40, 50], 1) == [51] and voices([0], 1) == [1] and voices([], 1) == [0]
+@pytest.mark.parametrize("keys, voices", [
+    ([], [0, 0, 0, 0]), ([50], [51, 0, 0, 0]), ([30, 50], [51, 0, 0, 31]),
+    ([30, 40, 50], [51, 41, 0, 31]), ([20, 30, 40, 50], [51, 41, 31, 21]),
+    ([10, 20, 30, 40, 50, 60], [61, 51, 41, 11]), ([30, 40, 50], [51, 31]), ([50], [51, 0]),
+    ([30, 40, 50], [51]), ([0], [1]), ([], [0])])
+def test_voices_of_a_frame(keys, voices):
+    frame = torch.zeros(88)
+    frame[keys] = 1
+    assert data.to_voices(frame, len(voices)).tolist() == voices
 
 
 def test_frames_and_voices_are_one_to_one(corpus):
@@ -153,18 +145,14 @@ def test_sample_symbols():
         drawn = data.sample_symbols(logits, generator, **options)
         return torch.bincount(drawn, minlength=4) / 20000
 
-    assert torch.allclose(shares(), logits[0].exp(), atol=0.02)
-    assert torch.allclose(shares(top_p=0.7), torch.tensor([0.625, 0.375, 0, 0]), atol=0.02)
-    assert torch.allclose(shares(skip_top=2), torch.tensor([0, 0, 0.75, 0.25]), atol=0.02)
-    assert torch.allclose(shares(temperature=0.5), (2 * logits[0]).softmax(0), atol=0.02)
-    for least in (dict(temperature=0), dict(temperature=1e-40), dict(top_p=0)):
+    for options, want in (({}, [0.5, 0.3, 0.15, 0.05]), ({"top_p": 0.7}, [0.625, 0.375, 0, 0]),
+                          ({"skip_top": 2}, [0, 0, 0.75, 0.25]),
+                          ({"temperature": 0.5}, (2 * logits[0]).softmax(0).tolist())):
+        assert shares(**options).tolist() == pytest.approx(want, abs=0.02)
+    for least in ({"temperature": 0}, {"temperature": 1e-40}, {"top_p": 0}):
         assert shares(**least)[0] == 1
     near = torch.tensor([0.0, 1e-6]).expand(500, 2)  # 0 means the likeliest, however near it is
     assert data.sample_symbols(near, temperature=0).all()
-    several = data.sample_symbols(logits[:1], generator, top_p=0.7, draws=20000)
-    assert several.shape == (1, 20000) and abs((several == 0).float().mean() - 0.625) < 0.02
-    changes = (several[:, 1:] != several[:, :-1]).float().mean()
-    assert changes > 0.4  # 0.47 where draws are independent
 
 
 def test_sample_voices_draws_the_distribution_of_real_frames():
@@ -177,9 +165,9 @@ def test_sample_voices_draws_the_distribution_of_real_frames():
     assert legal.sum() == 1 + 3 + 3  # silence, the top voice alone, two different keys in order
     p = logits.log_softmax(-1)
     want = (p[0, pairs[:, 0]] + p[1, pairs[:, 1]]).exp() * legal
-    drawn = data.sample_voices(logits.expand(20000, 2, 89), torch.Generator().manual_seed(0))
+    drawn = data.sample_voices(logits.expand(10000, 2, 89), torch.Generator().manual_seed(0))
     have = (drawn[:, None] == pairs).all(-1).float().mean(0)
-    assert torch.allclose(have, want / want.sum(), atol=0.01)
+    assert torch.allclose(have, want / want.sum(), atol=0.015)
 
 
 # ------------------------------------------------------------------------------------------ corpus
@@ -205,30 +193,15 @@ def test_corpus_of_chorales(corpus):
     assert all(roll.dtype == bool and roll.any(1)[[0, -1]].all() for roll in corpus.train)
     text = "\n".join(corpus.report)
     assert "train: 8 pieces" in text and "notes at once" in text and "1/8 in" in text
-    runs = [{run for roll in part for run in data.run_hashes(roll)} for part in parts]
-    assert all(runs) and not runs[0] & (runs[1] | runs[2])
 
 
 def test_shared_runs_merge_works_in_any_transposition(corpus):
     a, b, c, d = (roll[:64] for roll in corpus.train[:4])
-    assert len(data.run_hashes(a)) == 64 - 32 + 1
-    assert set(data.run_hashes(a)) == set(data.run_hashes(np.roll(a, 5, 1)))
-    assert not set(data.run_hashes(a)) & set(data.run_hashes(b))
 
     def quoting(frames):
         return np.concatenate([b[:20], np.roll(a, -3, 1)[10:10 + frames], b[20:]])
     assert data.merge_works(list("abcd"), [a, quoting(32), c, d]) == ["a", "a", "c", "d"]
     assert data.merge_works(list("ab"), [a, quoting(31)]) == ["a", "b"]
-
-
-def test_transposed_repeats_are_kept_once(scores, tmp_path):
-    files = sorted(scores.glob("*.mid"))[:4]
-    copy(files, tmp_path)
-    roll, step = data.midi_to_roll(files[0])
-    data.roll_to_midi(np.roll(roll, 2, 1), step).write(str(tmp_path / "up.mid"))
-    corpus = data.load_corpus(tmp_path)
-    assert "4 works; 1 exact repeats left out" in "\n".join(corpus.report)
-    assert sorted(sum(corpus.names.values(), [])) == sorted(file.stem for file in files)
 
 
 def test_default_corpus_is_pinned():
@@ -253,14 +226,20 @@ def test_folders_are_the_split_and_links_are_followed(scores, tmp_path):
     assert "1 files outside train/, valid/ and test/ left out" in corpus.report
 
 
-def test_bad_files_are_named_and_skipped(scores, tmp_path):
-    copy(sorted(scores.glob("*.mid"))[:3], tmp_path)
+def test_bad_files_are_named_and_transposed_repeats_kept_once(scores, tmp_path):
+    files = sorted(scores.glob("*.mid"))[:4]
+    copy(files, tmp_path)
+    roll, step = data.midi_to_roll(files[0])
+    data.roll_to_midi(np.roll(roll, 2, 1), step).write(str(tmp_path / "up.mid"))
     (tmp_path / "empty.mid").touch()
     (tmp_path / "text.midi").write_text("not music")
     write_midi(tmp_path / "drums.mid", [(0, 480, 36)], channel=9)
-    report = "\n".join(data.load_corpus(tmp_path).report)
-    assert "3 works" in report and "drums.mid: not readable: only drums" in report
+    corpus = data.load_corpus(tmp_path)
+    report = "\n".join(corpus.report)
+    assert "4 works; 1 exact repeats left out" in report
+    assert "drums.mid: not readable: only drums" in report
     assert "empty.mid: " in report and "text.midi: " in report
+    assert sorted(sum(corpus.names.values(), [])) == sorted(file.stem for file in files)
 
 
 def test_cache_is_used_and_never_trusted(scores, tmp_path, monkeypatch):
@@ -319,17 +298,16 @@ def test_windows_say_what_they_cannot_hold(wrong):
 def test_transposition_stays_on_the_keyboard():
     low, high = np.zeros((2, 32, 88), bool)
     low[:, [2, 40]] = high[:, [40, 86]] = True
-    windows, seen = data.Windows([low, high], 32), set()
-    torch.manual_seed(0)
-    drawn = windows.sample(2000)[0]
-    torch.manual_seed(0)
-    assert torch.equal(drawn, windows.sample(2000)[0])  # all by torch's own seed
-    for frames in drawn:
-        seen.add(tuple(np.flatnonzero(frames[0]).tolist()))
-        assert (frames == frames[0]).all()
-    assert seen == {(k, k + 38) for k in range(0, 8)} | {(k, k + 46) for k in range(34, 42)}
-    kept = {tuple(np.flatnonzero(f[0]).tolist()) for f in windows.sample(50, transpose=False)[0]}
-    assert kept == {(2, 40), (40, 86)}
+    windows = data.Windows([low, high], 32)
+
+    def drawn(n, **more):
+        torch.manual_seed(0)  # all is drawn by torch's own seed
+        frames = windows.sample(n, **more)[0]
+        assert (frames == frames[:, :1]).all()
+        return [tuple(frame.nonzero().flatten().tolist()) for frame in frames[:, 0]]
+    want = {(k, k + 38) for k in range(0, 8)} | {(k, k + 46) for k in range(34, 42)}
+    assert {*drawn(2000)} == want and drawn(99) == drawn(99)
+    assert {*drawn(50, transpose=False)} == {(2, 40), (40, 86)}
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -353,29 +331,14 @@ def test_foreign_checkpoints_are_refused_and_run_no_code(tmp_path, monkeypatch, 
     assert not (tmp_path / "hacked").exists()
 
 
-def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
-    data.save_checkpoint(tmp_path / "x", "old")
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-    monkeypatch.setattr(data.os, "fsync", full)
-    with pytest.raises(data.InputError, match="No space left"):
-        data.save_checkpoint(tmp_path / "x", "new")
-    assert data.load_zip(tmp_path / "x") == "old" and len(list(tmp_path.iterdir())) == 1
-
-
 def test_warmup_cosine():
     rates = [data.warmup_cosine(step, 100) for step in range(1, 101)]
     assert max(rates) == rates[4] == 1 and rates[0] == 0.2 and 0 <= min(rates) == rates[-1] < 1e-9
     assert 0 <= data.warmup_cosine(1, 1) <= 1
 
 
-def test_data_program(scores, capsys, monkeypatch):
+def test_data_program(scores, one_line, capsys, monkeypatch):
     data.main(["--data", str(scores)])
     assert "train: 8 pieces" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["/some/data.py", "--data", "nowhere"])
-    with pytest.raises(SystemExit) as stop:
-        data.cli(data.main)
-    said = capsys.readouterr()
-    assert stop.value.code == 2 and said.out == "" and said.err.count("\n") == 1
-    assert said.err.startswith("data.py: --data nowhere: no")
+    assert one_line(data.main).startswith("data.py: --data nowhere: no")
