@@ -47,7 +47,7 @@ def test_killed_runs_end_as_the_uninterrupted_one(name, brief, tmp_path):
     def trainer(out, *more):
         return lambda: train(name, brief, out, *more, steps=9, eval_every=3)
     started, rng, resumed = time.time(), random.Random(1), 0
-    assert child(trainer(tmp_path / "whole")) == (0, "")
+    assert child(trainer(tmp_path / "whole"), 600) == (0, "")
     took, whole = time.time() - started, outcome(tmp_path / "whole")
     for out in (tmp_path / f"cut{i}" for i in range(N or 1)):
         more = []
@@ -57,10 +57,9 @@ def test_killed_runs_end_as_the_uninterrupted_one(name, brief, tmp_path):
                 data.load_checkpoint(file, name)  # never half written
             more = ["--resume"] if (out / "last.pt").exists() else ["--force"]
         resumed += more == ["--resume"]
-        assert child(trainer(out, *more)) == (0, "")
+        assert child(trainer(out, *more), 600) == (0, "")
         assert outcome(out) == whole and not list(out.glob(".*"))
-    print(f"{name}: {N} runs killed at random all ended as the uninterrupted one; {resumed} went "
-          "on from a checkpoint")
+    print(f"{name}: {N} runs killed at random ended as the uninterrupted one; {resumed} resumed")
 
 
 def damage(content, rng):
@@ -90,16 +89,16 @@ def test_damaged_midi_is_read_or_refused_in_seconds_and_in_a_gigabyte(brief, tmp
         good, slowest = 0, 0.0
         for _ in range(count):
             file.write_bytes(damage(rng.choice(originals), rng))
-            started = time.time()
+            started = time.process_time()
             try:
                 roll, _ = data.midi_to_roll(file)
                 good += roll.dtype == bool and roll.shape[1:] == (88,)
             except data.InputError as error:
                 assert str(error).startswith(f"{file}: ") and "\n" not in str(error)
-            slowest = max(slowest, time.time() - started)
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-        print(good, slowest, memory, file=sys.stderr)
-    status, said = child(read, seconds=5 * count)
+            slowest = max(slowest, time.process_time() - started)
+        print(good, slowest, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
+              file=sys.stderr)
+    status, said = child(read, seconds=10 * count)
     assert status == 0, said
     good, slowest, memory = map(float, said.split())
     print(f"{count} damaged MIDI files: {good:.0f} read, the others refused; slowest "
@@ -140,8 +139,7 @@ def test_damaged_checkpoints_are_refused_or_work(name, brief, tmp_path):
             status, said = child(lambda: importlib.import_module(program).main(argv.split()))
             assert status == 0 or status == 2 and said.count("\n") == 1, said
             refused += status == 2
-    print(f"{name}: {N} pairs of damaged checkpoints, sampled from and resumed: {refused} of "
-          f"{2 * N} refused in one line, the others work")
+    print(f"{name}: {refused} of {2 * N} damaged checkpoints refused, the others work")
 
 
 @pytest.mark.parametrize("name", MODELS if N else ["lstm"])
