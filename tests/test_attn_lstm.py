@@ -12,14 +12,10 @@ def trained(music, voices, steps, *without):
     model = small("attn_lstm", hidden=32, voices=voices, attention="off", without=without,
                   dropout_input=0, dropout=0, dropout_heads=0).train()
 
-    def loss():
-        frames = data.from_voices(music()).float()
-        return model(frames, torch.ones(frames.shape[:2]))
-    fit([loss], model, steps, 1e-2)
-    return model.eval()
+    fit(lambda: nll(model, music()).mean(), model, steps, 1e-2)
+    return model.eval().requires_grad_(False)
 
 
-@torch.no_grad()
 def nll(model, voices):
     """-log p of each frame of voices (B, T, V): (B, T)."""
     return model.frame_nll(data.from_voices(voices).float(), torch.ones(voices.shape[:2]))
