@@ -6,7 +6,6 @@ against a matrix product; sampling against bare LSTM steps; reading a corpus aga
 
 import argparse
 import contextlib
-import io
 import os
 import resource
 import tempfile
@@ -24,38 +23,35 @@ import data
 import sample
 
 
-def ticks(times, n, device):
-    """Go through 1 .. n + 3; the median seconds of a turn, the first two left out, go to times."""
-    now = []
-    for i in range(1, n + 4):
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        now.append(time.perf_counter())
-        yield i
-    times.append(float(np.median(np.diff(now)[2:])))
+def now(device):
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def seconds(function, device="cpu", repeats=5):
-    """Median seconds of a call."""
-    for _ in ticks(times := [], repeats, device):
+    """Median seconds of a call, after two that do not count."""
+    times = []
+    for _ in range(repeats + 3):
+        times.append(now(device))
         function()
-    return times[0]
+    return float(np.median(np.diff(times)[2:]))
 
 
 def loops(args):
     for name, module in MODULES.items():
-        runs, times = [], []
+        times, runs = [], []
 
-        def steps(run, _):
+        def add(run, *_):
             runs.append(run)
-            yield from ticks(times, args.steps, args.device)
-            raise KeyboardInterrupt
-        with (patch.multiple(data.Run, steps=steps, log=lambda *_, **__: None),
-              contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder,
-              contextlib.suppress(KeyboardInterrupt)):
-            module.main(["--out", folder, "--device", args.device])
-        (run,), n = runs, runs[0].args.batch
-        model, adam = run.model, run.parts["optimizer"]
+            times.append(now(args.device))
+            if len(times) > args.steps + 2:
+                raise KeyboardInterrupt
+        with (patch.object(data.Run, "add", add), contextlib.redirect_stdout(None),
+              tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt)):
+            module.main(["--out", folder, "--device", args.device, "--eval-every", "10000"])
+        run, real = runs[0], float(np.median(np.diff(times)[2:]))
+        model, adam, n = run.model, run.parts["optimizer"], run.args.batch
         batch = data.Windows(run.corpus.train, model.window, args.device, full=True).sample(n)
         losses = [(lambda: model(*batch), adam, model)]
         if name == "wgan":
@@ -67,15 +63,14 @@ def loops(args):
                 optimizer.zero_grad()
                 loss()[0].backward(inputs=[*network.parameters()])
                 optimizer.step()
-        bare = seconds(step, args.device, args.steps)
-        print(f"{name}: {batch[1].numel() / times[0]:,.0f} frames/s trained, bare "
-              f"{batch[1].numel() / bare:,.0f}: {bare / times[0]:.2f}", flush=True)
+        bare, frames = seconds(step, args.device, args.steps), batch[1].numel()
+        print(f"{name}: {frames / real:,.0f} frames/s trained, bare {frames / bare:,.0f}: "
+              f"{bare / real:.2f}", flush=True)
 
 
 def kernels(args):
     a = torch.randn(2048, 2048, device=args.device)
-    net = torch.nn.LSTM(512, 512, 2, batch_first=True).to(args.device)
-    x = torch.randn(32, 96, 512, device=args.device)
+    net, x = torch.nn.LSTM(512, 512, 2).to(args.device), torch.randn(96, 32, 512).to(args.device)
     product = 2 * 2048**3 / seconds(lambda: a @ a, args.device) / 1e9
     step = seconds(lambda: net(x)[0].sum().backward(), args.device)
     rate = 3 * 2 * 32 * 96 * 2 * 4 * 512 * 1024 / step / 1e9
@@ -85,12 +80,13 @@ def kernels(args):
 def sampling(args):
     model = MODULES["lstm"].LSTM().to(args.device).eval()
     for n, length in ((1, 200), (1, 10_000), (64, 200)):
+        @data.sampling()
         def bare():
             frame, state = torch.zeros(n, 1, data.KEYS, device=args.device), None
             for _ in range(length):
                 _, state = model.lstm(frame, state)
         sampled = seconds(lambda: model.sample(n, length), args.device, 1)
-        alone = seconds(data.sampling()(bare), args.device, 1)
+        alone = seconds(bare, args.device, 1)
         print(f"lstm sampling {n} of {length}: {n * length / sampled:,.0f} frames/s; LSTM steps "
               f"alone {n * length / alone:,.0f}: {alone / sampled:.2f}", flush=True)
 
@@ -104,14 +100,13 @@ def corpus(args):
             notes, _ = data.read_notes(files[i % len(files)])
             notes = notes[rng.random(len(notes)) < 0.9] + [0, 0, rng.integers(-5, 6)]
             sample.parts_to_midi({"notes": notes}).save(f"{folder}/{i}.mid")
-        times = [time.perf_counter()]
+        times = [now("cpu")]
         for file in Path(folder).glob("*.mid"):
             pretty_midi.PrettyMIDI(str(file))
-        times.append(time.perf_counter())
         for _ in range(2):
+            times.append(now("cpu"))
             data.load_corpus(folder)
-            times.append(time.perf_counter())
-    alone, cold, warm = np.diff(times)
+    alone, cold, warm = np.diff([*times, now("cpu")])
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     print(f"corpus of {args.files:,} files: cold {cold:.1f} s, pretty_midi alone {alone:.1f} s: "
           f"{cold / alone:.2f}; warm {warm:.3f} s; memory {memory:,.0f} MB at most")
@@ -120,11 +115,10 @@ def corpus(args):
 def main():
     parts = {part.__name__: part for part in (loops, kernels, sampling, corpus)}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--steps", type=int, default=30, help="training steps timed for each model")
-    add("--files", type=int, default=410, help="size of the corpus: 410 is the default one")
-    add("--only", choices=parts, help="leave out the rest")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=30, help="training steps timed")
+    parser.add_argument("--files", type=int, default=410, help="size of the corpus that is read")
+    parser.add_argument("--only", choices=parts, help="leave out the rest")
     args = parser.parse_args()
     print(f"{args.device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     for part in [args.only] if args.only else parts:

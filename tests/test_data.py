@@ -1,5 +1,6 @@
 """MIDI, the corpus, windows, sampling of symbols, files."""
 
+import hashlib
 import os
 import struct
 import sys
@@ -37,12 +38,6 @@ def test_roll_to_midi_and_back(corpus, tmp_path, given):
     assert len(data.cut_silence(pause)) == 1 + 4 + 1 and len(data.cut_silence(pause[:2])) == 0
 
 
-@pytest.mark.parametrize("wrong", ["0/4", "1/0", "eighth", 0, -1, float("nan"), 17])
-def test_what_is_no_time_step(tmp_path, wrong):
-    with pytest.raises(data.InputError, match="is no time step"):
-        data.midi_to_roll(write_midi(tmp_path / "x.mid", [(0, 480, 60)]), wrong)
-
-
 def test_tempo_changes_do_not_matter(tmp_path):
     notes = [(0, 480, 60), (480, 960, 62), (960, 1920, 64)]
     tempi = [(quarter, mido.MetaMessage("set_tempo", tempo=tempo)) for quarter, tempo in
@@ -55,13 +50,11 @@ def test_tempo_changes_do_not_matter(tmp_path):
 def test_types_overlaps_and_empty_notes(tmp_path):
     upper, lower = [(0, 960, 60), (240, 240, 70), (480, 1440, 60)], [(0, 480, 48), (480, 960, 50)]
     file = write_midi(tmp_path / "x.mid", upper, lower)
-    one, _ = data.midi_to_roll(file, 1)
-    zero = mido.MidiFile(type=0)
-    zero.tracks.append(mido.merge_tracks(mido.MidiFile(file).tracks))
-    zero.save(file)
-    assert np.array_equal(one, data.midi_to_roll(file, 1)[0])
-    assert one[:, 49].sum() == 0  # a note of no length
-    assert one[:2, 39].all() and one[:2, 27].tolist() == [True, False] and one[1, 29]
+    for _ in range(2):
+        roll, _ = data.midi_to_roll(file, 1)
+        assert [frame.nonzero()[0].tolist() for frame in roll] == [[27, 39], [29, 39]]
+        one = mido.merge_tracks(mido.MidiFile(file).tracks)
+        mido.MidiFile(type=0, tracks=[one]).save(file)
 
 
 def test_grid_samples_a_quarter_into_the_step(tmp_path):  # of 120 ticks
@@ -163,12 +156,6 @@ def test_sample_voices_draws_the_distribution_of_real_frames():
     assert torch.allclose(have, want / want.sum(), atol=0.015)
 
 
-TEST_PIECES = """bwv113.8 bwv116.6 bwv123.6 bwv153.5 bwv157.5 bwv178.7 bwv180.7 bwv184.5 bwv245.17
-    bwv245.40 bwv253 bwv254 bwv263 bwv266 bwv27.6 bwv272 bwv28.6 bwv294 bwv314 bwv321 bwv331 bwv341
-    bwv352 bwv359 bwv372 bwv38.6 bwv384 bwv393 bwv407 bwv409 bwv414 bwv423 bwv425 bwv435 bwv5.7
-    bwv67.7 bwv73.5 bwv74.8 bwv88.7 bwv92.9""".split()
-
-
 def test_split_is_by_work_and_pinned():
     works = [f"bwv{i}" for i in range(253, 303)]
     split = data.split_works(works + works[::-1])
@@ -176,14 +163,6 @@ def test_split_is_by_work_and_pinned():
     assert [work for work in split if split[work] == "test"] == [  # by MD5
         "bwv272", "bwv254", "bwv266", "bwv263", "bwv253"]
     assert sorted(data.split_works("abc").values()) == ["test", "train", "valid"]
-
-
-def test_corpus_of_chorales(corpus):
-    parts = corpus.train, corpus.valid, corpus.test
-    assert [len(part) for part in parts] == [8, 2, 2] and corpus.time_step == 0.5
-    assert all(roll.dtype == bool and roll.any(1)[[0, -1]].all() for roll in corpus.train)
-    text = "\n".join(corpus.report)
-    assert "train: 8 pieces" in text and "notes at once" in text and "1/8 in" in text
 
 
 def test_shared_runs_merge_works_in_any_transposition(corpus):
@@ -201,7 +180,8 @@ def test_default_corpus_is_pinned():
     corpus = data.load_corpus()
     assert [len(part) for part in (corpus.train, corpus.valid, corpus.test)] == [323, 42, 40]
     assert sum(map(len, corpus.train + corpus.valid + corpus.test)) == 51732
-    assert sorted(corpus.names["test"]) == TEST_PIECES
+    names = hashlib.md5(" ".join(sorted(corpus.names["test"])).encode()).hexdigest()
+    assert names == "07a10bbf4f7595c7a9f36cca94c2a3d6"
     training = {run for roll in corpus.train for run in data.run_hashes(roll)}
     assert not any(training & set(data.run_hashes(roll)) for roll in corpus.test)
 
@@ -237,12 +217,12 @@ def test_cache_is_used_and_never_trusted(scores, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     copy(scores.glob("*.mid"), tmp_path / "music")
     first = data.load_corpus(tmp_path / "music")
-    kept, = [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
     with monkeypatch.context() as patch:
-        patch.setattr(data, "read_corpus", None)  # a second reading would fail
+        patch.setattr(data, "read_notes", None)  # a second reading would fail
         again = data.load_corpus(tmp_path / "music")
         assert all(np.array_equal(a, b) for a, b in zip(first.train, again.train))
         assert again.names == first.names and again.report == first.report
+    kept, = [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
     whole = kept.read_bytes()
     for broken in (whole[:1000], whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:], b""):
         kept.write_bytes(broken)
@@ -251,14 +231,16 @@ def test_cache_is_used_and_never_trusted(scores, tmp_path, monkeypatch):
     assert len(sum(data.load_corpus(tmp_path / "music").names.values(), [])) == 11
 
 
-@pytest.mark.parametrize("make, says", [
-    (lambda folder: folder / "none", "none: no .*folder"),
-    (lambda folder: folder, "no .*file"),
-    (lambda folder: (folder / "x.mid").write_bytes(b"bad") and folder, "files can be read"),
-    (lambda folder: write_midi(folder / "x.mid", [(0, 480, 60)]).parent, "too few works to split")])
-def test_useless_folders(tmp_path, make, says):
-    with pytest.raises(data.InputError, match=says):
-        data.load_corpus(make(tmp_path))
+def test_useless_folders(tmp_path):
+    def refused(says, folder=tmp_path):
+        with pytest.raises(data.InputError, match=says):
+            data.load_corpus(folder)
+    refused("none: no .*folder", tmp_path / "none")
+    refused("no .*file")
+    (tmp_path / "x.mid").write_bytes(b"bad")
+    refused("files can be read")
+    write_midi(tmp_path / "x.mid", [(0, 480, 60)])
+    refused("too few works to split")
 
 
 def test_windows_tile_and_mask():
@@ -275,12 +257,11 @@ def test_windows_tile_and_mask():
     assert whole == [((3, 33, 88), [10, 32, 33]), ((1, 80, 88), [80])]
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((9, 87)), np.zeros(88), np.full((9, 88), 0.5),
-                                   np.full((9, 88), 64), np.full((9, 88), -1)])
+@pytest.mark.parametrize("wrong", [np.zeros((9, 87)), np.zeros(88), *(
+    np.full((9, 88), value) for value in (0.5, 64, -1))])
 def test_windows_say_what_they_cannot_hold(wrong):
-    with pytest.raises(data.InputError, match="a piano roll is") as said:
+    with pytest.raises(data.InputError, match="^a piano roll is .*[0-9]$"):
         data.Windows([np.zeros((9, 88), bool), wrong], 4)
-    assert "\n" not in str(said.value)
 
 
 def test_transposition_stays_on_the_keyboard():
@@ -315,14 +296,9 @@ def test_foreign_checkpoints_are_refused_and_run_no_code(tmp_path, monkeypatch, 
     assert not (tmp_path / "hacked").exists()
 
 
-def test_warmup_cosine():
-    rates = [data.warmup_cosine(step, 100) for step in range(1, 101)]
-    assert max(rates) == rates[4] == 1 and rates[0] == 0.2 and 0 <= min(rates) == rates[-1] < 1e-9
-    assert 0 <= data.warmup_cosine(1, 1) <= 1
-
-
 def test_data_program(scores, one_line, capsys, monkeypatch):
     data.main(["--data", str(scores)])
-    assert "train: 8 pieces" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "train: 8 pieces" in said and "notes at once" in said and "1/8 in" in said
     monkeypatch.setattr(sys, "argv", ["/some/data.py", "--data", "nowhere"])
     assert one_line(data.main).startswith("data.py: --data nowhere: no")

@@ -45,23 +45,25 @@ def own_run(lstm_run, tmp_path):
 def test_a_stopped_run_ends_bit_for_bit_as_the_uninterrupted_one(
         name, brief, tmp_path, monkeypatch, no_music):
     train(name, brief, tmp_path / "whole", steps=4)
-    whole, add, more = outcome(tmp_path / "whole"), data.Run.add, []
-    for stop in (3, whole[0] - 1):  # between log lines; the second time in the last stage
-        def add_and_stop(run, *args):
-            add(run, *args)
-            if run.step == stop:
-                raise KeyboardInterrupt
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(data.Run, "add", add_and_stop)
+    whole, add, stops = outcome(tmp_path / "whole"), data.Run.add, []
+
+    def add_and_stop(run, *args):
+        add(run, *args)
+        if run.step == stops[-1]:
+            raise KeyboardInterrupt
+    monkeypatch.setattr(data.Run, "add", add_and_stop)
+    for stop, more in ((3, []), (whole[0] - 1, ["--resume"])):  # both between two log lines
+        stops.append(stop)
+        with pytest.raises(KeyboardInterrupt):
             train(name, brief, tmp_path / "cut", *more, steps=4)
-        more = ["--resume"]
+    stops.append(None)
     MODULES[name].main(["--out", str(tmp_path / "cut"), "--resume"])  # with the run's own flags
     assert outcome(tmp_path / "cut") == whole
 
 
 @all_six
 def test_a_file_and_data_py_alone_train(name, brief, tmp_path, monkeypatch):
-    """Copied to an empty folder. Ctrl-C and matplotlib are afterwards as they were before."""
+    """In a folder of their own. Ctrl-C and matplotlib are afterwards as they were before."""
     copy([ROOT / "data.py", ROOT / f"{name}.py"], tmp_path)
     copy(sorted(brief.glob("*.mid"))[:4], tmp_path / "music")
     elsewhere = [path for path in sys.path if Path(path).resolve() not in (ROOT, ROOT / "tests")]
@@ -71,7 +73,6 @@ def test_a_file_and_data_py_alone_train(name, brief, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     matplotlib.use("svg")
     handler = signal.getsignal(signal.SIGINT)
-
     copies = [importlib.import_module(module) for module in ("data", name)]
     assert {Path(copy.__file__).parent for copy in copies} == {tmp_path}
     music = {"sample.mid", "sample.wav", "sample.png", "curves.png"} if name == "lstm" else set()
@@ -161,21 +162,15 @@ def test_a_cpu_run_stays_there_where_a_gpu_has_appeared(own_run, monkeypatch, no
     assert data.load_checkpoint(own_run / "last.pt")["step"] == 7
 
 
-def test_flipped_bits_of_a_checkpoint_are_refused_or_change_nothing(own_run):
-    path, whole, rng = own_run / "last.pt", outcome(own_run), random.Random(0)
-    content, refused = path.read_bytes(), []
-    weight = data.load_checkpoint(path, "lstm")["parts"]["model"]["out.weight"].numpy().tobytes()
-    weights = range(content.index(weight), content.index(weight) + len(weight))
-    for place in rng.choices(weights, k=20) + rng.choices(range(len(content)), k=40):
+def test_a_flipped_bit_of_a_weight_is_refused(own_run, one_line):
+    path, rng = own_run / "last.pt", random.Random(0)
+    weight = data.load_checkpoint(path)["parts"]["model"]["out.weight"].numpy().tobytes()
+    content = path.read_bytes()
+    for place in rng.choices(range(len(weight)), k=20):
         flipped = bytearray(content)
-        flipped[place] ^= 1 << rng.randrange(8)
+        flipped[content.index(weight) + place] ^= 1 << rng.randrange(8)
         path.write_bytes(flipped)
-        try:  # a date in the zip, say, may be another
-            assert outcome(own_run) == whole
-        except data.InputError as error:
-            refused.append(place)
-            assert "last.pt: damaged" in str(error) and "\n" not in str(error)
-    assert sum(place in weights for place in refused) >= 20 and len(refused) > 50
+        assert "last.pt: damaged" in one_line(data.load_checkpoint, path)
 
 
 def test_checkpoints_that_do_not_fit_are_one_line(own_run, one_line):
@@ -183,9 +178,8 @@ def test_checkpoints_that_do_not_fit_are_one_line(own_run, one_line):
     assert "does not fit" in one_line(MODULES["lstm"].main, [*resume, "--hidden", "17"])
     assert "holds a model of lstm.py, not of vae.py" in one_line(MODULES["vae"].main, resume)
     held = data.load_checkpoint(own_run / "last.pt")
-    for wrong in ({"rows": {}}, {"args": {}}, {"parts": None}, {"step": "text"}):
-        data.save_checkpoint(own_run / "last.pt", held | wrong)
-        assert "last.pt: damaged" in one_line(MODULES["lstm"].main, resume)
+    data.save_checkpoint(own_run / "last.pt", held | {"rows": {}})
+    assert "last.pt: damaged" in one_line(MODULES["lstm"].main, resume)
     (own_run / "last.pt").unlink()
     assert "last.pt: no such file" in one_line(MODULES["lstm"].main, resume)
 
