@@ -1,7 +1,7 @@
 """Speed, wherever it runs: python tests/benchmark.py [--device cpu] [--steps 30] [--only PART]
 
-Each model's training loop against a bare one on the same module, batch and optimizer; the LSTM
-against a matrix product; sampling against bare LSTM steps; reading a corpus against pretty_midi.
+Each model's training loop against a bare one on the same module, batch and optimizer; sampling
+against bare LSTM steps; reading a corpus against pretty_midi.
 """
 
 import argparse
@@ -68,18 +68,10 @@ def loops(args):
               f"{bare / real:.2f}", flush=True)
 
 
-def kernels(args):
-    a = torch.randn(2048, 2048, device=args.device)
-    net, x = torch.nn.LSTM(512, 512, 2).to(args.device), torch.randn(96, 32, 512).to(args.device)
-    product = 2 * 2048**3 / seconds(lambda: a @ a, args.device) / 1e9
-    step = seconds(lambda: net(x)[0].sum().backward(), args.device)
-    rate = 3 * 2 * 32 * 96 * 2 * 4 * 512 * 1024 / step / 1e9
-    print(f"LSTM, forward and backward: {rate:,.0f} GFLOP/s; matrix product {product:,.0f}")
-
-
 def sampling(args):
-    model = MODULES["lstm"].LSTM().to(args.device).eval()
+    model = MODULES["lstm"].LSTM().to(args.device)
     for n, length in ((1, 200), (1, 10_000), (64, 200)):
+
         @data.sampling()
         def bare():
             frame, state = torch.zeros(n, 1, data.KEYS, device=args.device), None
@@ -113,7 +105,7 @@ def corpus(args):
 
 
 def main():
-    parts = {part.__name__: part for part in (loops, kernels, sampling, corpus)}
+    parts = {part.__name__: part for part in (loops, sampling, corpus)}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=30, help="training steps timed")

@@ -135,11 +135,10 @@ def one_line(capsys):
 def outcome(folder):
     """What a run has come to, clock apart: step, best figure, log, states and best weights."""
     def plain(x):
-        if isinstance(x, torch.Tensor):
-            return x.shape, x.numpy().tobytes()
         if isinstance(x, dict):
             return {name: plain(value) for name, value in x.items() if name not in CLOCK}
-        return [plain(value) for value in x] if isinstance(x, list | tuple) else x
-    last, best = (data.load_checkpoint(folder / name) for name in ("last.pt", "model.pt"))
-    return plain([last["step"], last["best"], last["rows"], last["parts"],
-                  best["step"], best["parts"]])
+        if isinstance(x, list | tuple):
+            return [*map(plain, x)]
+        return x.tolist() if isinstance(x, torch.Tensor) else x
+    both = [data.load_checkpoint(folder / name) for name in ("last.pt", "model.pt")]
+    return plain([[held[key] for key in ("step", "best", "rows", "parts")] for held in both])
