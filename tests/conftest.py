@@ -1,7 +1,8 @@
-"""Real music for the tests: a dozen chorales out of music21, written once a session."""
+"""Real music, small models and tiny trainings for the tests."""
 
 import importlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,8 +19,17 @@ import data  # noqa: E402
 CHORALES = ["bwv10.7", "bwv101.7", "bwv14.5", "bwv153.1", "bwv16.6", "bwv253", "bwv269", "bwv277",
             "bwv3.6", "bwv304", "bwv66.6", "bwv84.5"]
 MODELS = ("lstm", "attn_lstm", "vae", "hvae", "vqvae", "wgan")
+MODULES = {name: importlib.import_module(name) for name in MODELS}
+CLASSES = {name: next(value for key, value in vars(module).items()
+                      if key.lower() == name.replace("_", "")) for name, module in MODULES.items()}
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and BACH_TEST_CUDA=1")
 TINY = ["--hidden", "16", "--window", "32", "--batch", "2", "--device", "cpu"]
 CLOCK = ("seconds", "frames_per_second")  # the columns of a log that differ from run to run
+VAE = {"hidden": 16, "window": 32, "segment": 8, "latent": 8, "features": 8, "dropout": 0.0}
+SIZES = {"lstm": {"hidden": 16, "window": 32}, "vae": VAE, "hvae": VAE,
+         "attn_lstm": {"hidden": 16, "window": 32, "attention_heads": 2},
+         "vqvae": {"codebook": 16, "dim": 8, "hidden": 32, "prior_hidden": 32, "dropout": 0.0},
+         "wgan": {"hidden": 16, "heads": 2, "critic_heads": 2, "z": 4, "dropout": 0.0}}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,15 +49,13 @@ def scores(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def corpus(scores):
-    """The twelve chorales as data.load_corpus gives them: 8 pieces to train on, 2 to validate,
-    2 to test."""
+    """The twelve chorales: 8 pieces to train on, 2 to validate, 2 to test."""
     return data.load_corpus(scores)
 
 
 @pytest.fixture(scope="session")
 def brief(corpus, tmp_path_factory):
-    """A folder with the beginnings of six chorales, 64 frames each, for trainings that only have to
-    run: 4 pieces to train on, 1 to validate, 1 to test."""
+    """A folder with the first 64 frames of six chorales."""
     folder = tmp_path_factory.mktemp("brief")
     for i, roll in enumerate(corpus.train[:6]):
         data.roll_to_midi(roll[:64]).write(str(folder / f"{i}.mid"))
@@ -56,8 +64,7 @@ def brief(corpus, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def batch(corpus):
-    """Eight windows of 32 frames of real music: frames (8, 32, 88), mask (8, 32); the last two are
-    padded."""
+    """Eight windows of real music, the last two padded: frames (8, 32, 88), mask (8, 32)."""
     torch.manual_seed(0)
     frames, mask = data.Windows(corpus.train, 32).sample(8)
     mask[-1, 20:] = mask[-2, 5:] = 0
@@ -67,7 +74,26 @@ def batch(corpus):
 def copy(files, folder):
     folder.mkdir(exist_ok=True)
     for file in files:
-        (folder / file.name).write_bytes(file.read_bytes())
+        shutil.copy(file, folder)
+
+
+def small(name, **more):
+    """An untrained model whose every part counts."""
+    torch.manual_seed(0)
+    model = CLASSES[name](**SIZES[name] | more).eval()
+    for weights in model.parameters():
+        weights.data.add_(0.1 * torch.randn_like(weights))
+    return model
+
+
+def fit(loss, model, steps, lr):
+    """Train a model for so many steps on loss()."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
 
 
 def train(name, corpus, out, *more, steps=6, eval_every=2):
@@ -78,28 +104,41 @@ def train(name, corpus, out, *more, steps=6, eval_every=2):
 
 
 def silence(monkeypatch, module=data):
-    """What is slow at the end of a run: no pictures, no sound, 8 frames of music."""
+    """No music, sound and pictures at the end of a run, which take long."""
     finish = module.Run.finish
 
     def finish_soon(run, test):
-        sample = run.model.sample
-        run.model.sample = lambda n, _, *more: sample(n, 8, *more)
+        run.model.sample = lambda *_: torch.zeros(1, 8, 88)
         finish(run, test)
-        del run.model.sample
     monkeypatch.setattr(module.Run, "finish", finish_soon)
     for function in ("write_music", "draw_curves"):
         monkeypatch.setattr(module, function, lambda *_, **__: None)
 
 
+@pytest.fixture
+def no_music(monkeypatch):
+    silence(monkeypatch)
+
+
+@pytest.fixture
+def one_line(capsys):
+    """Runs a program that must end with status 2 and one line, which is returned."""
+    def run(program, *args):
+        with pytest.raises(SystemExit) as stop:
+            data.cli(lambda: program(*args))
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and said.strip().count("\n") == 0, said
+        return said
+    return run
+
+
 def outcome(folder):
     """What a run has come to, clock apart: step, best figure, log, states and best weights."""
     def plain(x):
-        if isinstance(x, torch.Tensor):
-            return x.shape, x.numpy().tobytes()
         if isinstance(x, dict):
-            return {name: plain(value) for name, value in x.items()}
-        return [plain(value) for value in x] if isinstance(x, list | tuple) else x
-    last, best = (data.load_checkpoint(folder / name) for name in ("last.pt", "model.pt"))
-    rows = [{name: value for name, value in row.items() if name not in CLOCK}
-            for row in last["rows"]]
-    return plain([last["step"], last["best"], rows, last["parts"], best["step"], best["parts"]])
+            return {name: plain(value) for name, value in x.items() if name not in CLOCK}
+        if isinstance(x, list | tuple):
+            return [*map(plain, x)]
+        return x.tolist() if isinstance(x, torch.Tensor) else x
+    both = [data.load_checkpoint(folder / name) for name in ("last.pt", "model.pt")]
+    return plain([[held[key] for key in ("step", "best", "rows", "parts")] for held in both])

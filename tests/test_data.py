@@ -1,5 +1,7 @@
 """MIDI, the corpus, windows, sampling of symbols, files."""
 
+import hashlib
+import os
 import struct
 import sys
 
@@ -24,55 +26,42 @@ def write_midi(path, *tracks, ticks=480, events=None, channel=None):
     return path
 
 
-# -------------------------------------------------------------------------------------------- MIDI
-
-
-@pytest.mark.parametrize("given", [0.25, 0.5, 1 / 3, 1.0, "1/16", None])
+@pytest.mark.parametrize("given", [0.25, 1 / 3, 1.0, "1/16", None])
 def test_roll_to_midi_and_back(corpus, tmp_path, given):
     step = {"1/16": 0.25, None: corpus.time_step}.get(given, given)
-    for roll in corpus.train[:3]:
+    pause = np.zeros((40, 88), bool)
+    pause[3, 40] = pause[30, 41] = True
+    for roll in [*corpus.train[:2], pause[:31]]:
         data.roll_to_midi(roll, step).write(str(tmp_path / "x.mid"))
         back, got = data.midi_to_roll(tmp_path / "x.mid", given)
         assert got == step and np.array_equal(back, roll)
-    for wrong in ("0/4", "1/0", "eighth", 0, -1, float("nan"), 17):
-        with pytest.raises(data.InputError, match="is no time step"):
-            data.midi_to_roll(tmp_path / "x.mid", wrong)
+    assert len(data.cut_silence(pause)) == 1 + 4 + 1 and len(data.cut_silence(pause[:2])) == 0
 
 
-def test_midi_to_roll_keeps_long_pauses(tmp_path):
-    roll = np.zeros((40, 88), bool)
-    roll[3, 40] = roll[30, 41] = True
-    data.roll_to_midi(roll, 0.5).write(str(tmp_path / "x.mid"))
-    assert np.array_equal(data.midi_to_roll(tmp_path / "x.mid", 0.5)[0], roll[:31])
-    assert len(data.cut_silence(roll)) == 1 + 4 + 1 and len(data.cut_silence(roll[:2])) == 0
-
-
-def test_tempo_changes_do_not_matter(tmp_path):
-    notes = [(0, 480, 60), (480, 960, 62), (960, 1920, 64)]
+@pytest.mark.parametrize("tracks, ticks, given, step, frames", [
+    ([[(0, 480, 60), (480, 960, 62), (960, 1920, 64)]], 480, None, 1, [[39], [41], [43], [43]]),
+    # overlaps, and a note of no length
+    ([[(0, 960, 60), (240, 240, 70), (480, 1440, 60)], [(0, 480, 48), (480, 960, 50)]], 480, 1, 1,
+     [[27, 39], [29, 39]]),
+    # what sounds a quarter into a step of 120 ticks
+    ([[(0, 60, 60), (120, 180, 62), (190, 240, 64), (243, 478, 65)]], 480, "1/16", 0.25,
+     [[39], [41], [44], [44]]),
+    # triplets and fine ticks, which pretty_midi alone refuses
+    ([[(i * 1024 // 3, (i + 1) * 1024 // 3, 60 + i) for i in range(9)]], 1024, None, 1 / 3,
+     [[39 + i] for i in range(9)]),
+    ([[(i * 32767, (i + 1) * 32767, 60) for i in range(400)]], 32767, None, 1, [[39]] * 400)])
+def test_frames_of_notes(tmp_path, tracks, ticks, given, step, frames):
+    """Whatever the tempo, and the tracks joined to one."""
     tempi = [(quarter, mido.MetaMessage("set_tempo", tempo=tempo)) for quarter, tempo in
              ((0, 200_000), (1, 1), (1.5, 16_000_000), (2, 250_000))]
-    plain, _ = data.midi_to_roll(write_midi(tmp_path / "a.mid", notes))
-    changing, step = data.midi_to_roll(write_midi(tmp_path / "b.mid", notes, events=tempi))
-    assert step == 1 and np.array_equal(plain, changing)
-    assert plain.sum(0)[[39, 41, 43]].tolist() == [1, 1, 2]
-
-
-def test_types_overlaps_and_empty_notes(tmp_path):
-    upper, lower = [(0, 960, 60), (240, 240, 70), (480, 1440, 60)], [(0, 480, 48), (480, 960, 50)]
-    file = write_midi(tmp_path / "x.mid", upper, lower)
-    one, _ = data.midi_to_roll(file, 1)
-    zero = mido.MidiFile(type=0)
-    zero.tracks.append(mido.merge_tracks(mido.MidiFile(file).tracks))
-    zero.save(file)
-    assert np.array_equal(one, data.midi_to_roll(file, 1)[0])
-    assert one[:, 49].sum() == 0  # a note of no length
-    assert one[:2, 39].all() and one[:2, 27].tolist() == [True, False] and one[1, 29]
-
-
-def test_grid_samples_a_quarter_into_the_step(tmp_path):  # of 120 ticks
-    notes = [(0, 60, 60), (120, 180, 62), (190, 240, 64), (243, 478, 65)]
-    roll, _ = data.midi_to_roll(write_midi(tmp_path / "x.mid", notes), 0.25)
-    assert roll[0, 39] and roll[1, 41] and not roll[:, 43].any() and roll[2:4, 44].all()
+    plain = write_midi(tmp_path / "a.mid", *tracks, ticks=ticks)
+    one = mido.merge_tracks(mido.MidiFile(plain).tracks)
+    mido.MidiFile(type=0, tracks=[one], ticks_per_beat=ticks).save(tmp_path / "b.mid")
+    for file in (plain, tmp_path / "b.mid",
+                 write_midi(tmp_path / "c.mid", *tracks, ticks=ticks, events=tempi)):
+        roll, found = data.midi_to_roll(file, given)
+        assert found == pytest.approx(step)
+        assert [frame.nonzero()[0].tolist() for frame in roll] == frames
 
 
 @pytest.mark.parametrize("lengths, step", [
@@ -84,25 +73,15 @@ def test_usual_time_step_is_the_shortest_that_a_fifth_of_the_notes_have(lengths,
     assert data.usual_time_step(notes) == step
 
 
-@pytest.mark.parametrize("ticks, step", [(1024, 1 / 3), (32767, 1)])
-def test_triplets_and_fine_ticks(tmp_path, ticks, step):  # which pretty_midi alone refuses
-    at = [round(i * step * ticks) for i in range(401)]
-    notes = [(a, b, 60 + a % 5) for a, b in zip(at, at[1:])]
-    roll, found = data.midi_to_roll(write_midi(tmp_path / "x.mid", notes, ticks=ticks))
-    assert found == pytest.approx(step) and len(roll) == 400 and (roll.sum(1) == 1).all()
-
-
 def test_smpte_and_lengths_that_are_only_claimed_are_refused(tmp_path):
-    with pytest.raises(data.InputError, match="claims to last"):
-        data.midi_to_roll(write_midi(tmp_path / "x.mid", [(0, 480 * 10**6, 60)]))
+    write_midi(tmp_path / "long.mid", [(0, 480 * 10**6, 60)])
     (tmp_path / "y.mid").write_bytes(b"MThd\0\0\0\6\0\0\0\1\1\xe0MTrk\0\1\0\0" + b"\xff" * 60000)
-    with pytest.raises(data.InputError, match="y.mid: .*damaged"):
-        data.midi_to_roll(tmp_path / "y.mid")
-    content = bytearray(write_midi(tmp_path / "z.mid", [(0, 480, 60)]).read_bytes())
-    content[12:14] = struct.pack(">h", -25 * 256 + 40)
-    (tmp_path / "z.mid").write_bytes(content)
-    with pytest.raises(data.InputError, match="z.mid: .*its time is in SMPTE"):
-        data.midi_to_roll(tmp_path / "z.mid")
+    smpte = bytearray(write_midi(tmp_path / "z.mid", [(0, 480, 60)]).read_bytes())
+    smpte[12:14] = struct.pack(">h", -25 * 256 + 40)
+    (tmp_path / "z.mid").write_bytes(smpte)
+    for name, says in (("long", "claims to last"), ("y", "damaged"), ("z", "its time is in SMPTE")):
+        with pytest.raises(data.InputError, match=f"{name}.mid: .*{says}"):
+            data.midi_to_roll(tmp_path / f"{name}.mid")
 
 
 def test_a_track_for_each_voice_and_their_union_is_the_roll(corpus, tmp_path):
@@ -110,34 +89,24 @@ def test_a_track_for_each_voice_and_their_union_is_the_roll(corpus, tmp_path):
     data.write_music(tmp_path / "x", roll, 0.5, bpm=100)
     score = pretty_midi.PrettyMIDI(str(file))
     assert [part.name for part in score.instruments] == ["soprano", "alto", "tenor", "bass"]
-    assert [part.name for part in data.roll_to_midi(roll, voices=2).instruments] == [
-        "soprano", "bass"]
+    two = data.roll_to_midi(roll, voices=2).instruments
+    assert [part.name for part in two] == ["soprano", "bass"]
     assert score.get_tempo_changes()[1].tolist() == pytest.approx([100])
     assert np.array_equal(data.midi_to_roll(file, 0.5)[0], roll)
-    lines = [data.notes_to_roll(notes, 0.5)[0] for notes in sample.to_parts(roll, 0.5, 4).values()]
-    assert all(line.sum(1).max() == 1 for line in lines)  # a voice sings one note at a time
-    union = sum(np.pad(line, ((0, len(roll) - len(line)), (0, 0))) for line in lines)
-    assert np.array_equal(union > 0, roll)
     assert (tmp_path / "x.png").stat().st_size > 5000
     length = len(roll) * 0.5 * 0.6  # seconds
     assert length <= (tmp_path / "x.wav").stat().st_size / 2 / 22050 < length + 2
 
 
-# ------------------------------------------------------------------------------------------ voices
-
-
-def test_voices_of_a_frame():
-    def voices(keys, v):
-        frame = torch.zeros(88)
-        frame[keys] = 1
-        return data.to_voices(frame, v).tolist()
-
-    assert voices([], 4) == [0, 0, 0, 0] and voices([50], 4) == [51, 0, 0, 0]
-    assert voices([30, 50], 4) == [51, 0, 0, 31] and voices([30, 40, 50], 4) == [51, 41, 0, 31]
-    assert voices([20, 30, 40, 50], 4) == [51, 41, 31, 21]
-    assert voices([10, 20, 30, 40, 50, 60], 4) == [61, 51, 41, 11]
-    assert voices([30, 40, 50], 2) == [51, 31] and voices([50], 2) == [51, 0]
-    assert voices([30, 40, 50], 1) == [51] and voices([0], 1) == [1] and voices([], 1) == [0]
+@pytest.mark.parametrize("keys, voices", [
+    ([], [0, 0, 0, 0]), ([50], [51, 0, 0, 0]), ([30, 50], [51, 0, 0, 31]),
+    ([30, 40, 50], [51, 41, 0, 31]), ([20, 30, 40, 50], [51, 41, 31, 21]),
+    ([10, 20, 30, 40, 50, 60], [61, 51, 41, 11]), ([30, 40, 50], [51, 31]), ([50], [51, 0]),
+    ([30, 40, 50], [51]), ([0], [1]), ([], [0])])
+def test_voices_of_a_frame(keys, voices):
+    frame = torch.zeros(88)
+    frame[keys] = 1
+    assert data.to_voices(frame, len(voices)).tolist() == voices
 
 
 def test_frames_and_voices_are_one_to_one(corpus):
@@ -153,18 +122,14 @@ def test_sample_symbols():
         drawn = data.sample_symbols(logits, generator, **options)
         return torch.bincount(drawn, minlength=4) / 20000
 
-    assert torch.allclose(shares(), logits[0].exp(), atol=0.02)
-    assert torch.allclose(shares(top_p=0.7), torch.tensor([0.625, 0.375, 0, 0]), atol=0.02)
-    assert torch.allclose(shares(skip_top=2), torch.tensor([0, 0, 0.75, 0.25]), atol=0.02)
-    assert torch.allclose(shares(temperature=0.5), (2 * logits[0]).softmax(0), atol=0.02)
-    for least in (dict(temperature=0), dict(temperature=1e-40), dict(top_p=0)):
+    for options, want in (({}, [0.5, 0.3, 0.15, 0.05]), ({"top_p": 0.7}, [0.625, 0.375, 0, 0]),
+                          ({"skip_top": 2}, [0, 0, 0.75, 0.25]),
+                          ({"temperature": 0.5}, (2 * logits[0]).softmax(0).tolist())):
+        assert shares(**options).tolist() == pytest.approx(want, abs=0.02)
+    for least in ({"temperature": 0}, {"temperature": 1e-40}, {"top_p": 0}):
         assert shares(**least)[0] == 1
     near = torch.tensor([0.0, 1e-6]).expand(500, 2)  # 0 means the likeliest, however near it is
     assert data.sample_symbols(near, temperature=0).all()
-    several = data.sample_symbols(logits[:1], generator, top_p=0.7, draws=20000)
-    assert several.shape == (1, 20000) and abs((several == 0).float().mean() - 0.625) < 0.02
-    changes = (several[:, 1:] != several[:, :-1]).float().mean()
-    assert changes > 0.4  # 0.47 where draws are independent
 
 
 def test_sample_voices_draws_the_distribution_of_real_frames():
@@ -177,58 +142,27 @@ def test_sample_voices_draws_the_distribution_of_real_frames():
     assert legal.sum() == 1 + 3 + 3  # silence, the top voice alone, two different keys in order
     p = logits.log_softmax(-1)
     want = (p[0, pairs[:, 0]] + p[1, pairs[:, 1]]).exp() * legal
-    drawn = data.sample_voices(logits.expand(20000, 2, 89), torch.Generator().manual_seed(0))
+    drawn = data.sample_voices(logits.expand(10000, 2, 89), torch.Generator().manual_seed(0))
     have = (drawn[:, None] == pairs).all(-1).float().mean(0)
-    assert torch.allclose(have, want / want.sum(), atol=0.01)
-
-
-# ------------------------------------------------------------------------------------------ corpus
-
-TEST_PIECES = """bwv113.8 bwv116.6 bwv123.6 bwv153.5 bwv157.5 bwv178.7 bwv180.7 bwv184.5 bwv245.17
-    bwv245.40 bwv253 bwv254 bwv263 bwv266 bwv27.6 bwv272 bwv28.6 bwv294 bwv314 bwv321 bwv331 bwv341
-    bwv352 bwv359 bwv372 bwv38.6 bwv384 bwv393 bwv407 bwv409 bwv414 bwv423 bwv425 bwv435 bwv5.7
-    bwv67.7 bwv73.5 bwv74.8 bwv88.7 bwv92.9""".split()
+    assert torch.allclose(have, want / want.sum(), atol=0.015)
 
 
 def test_split_is_by_work_and_pinned():
     works = [f"bwv{i}" for i in range(253, 303)]
     split = data.split_works(works + works[::-1])
-    parts = {part: [work for work in split if split[work] == part] for part in data.PARTS}
-    assert sorted(split) == works and [len(part) for part in parts.values()] == [40, 5, 5]
-    assert parts["test"] == ["bwv272", "bwv254", "bwv266", "bwv263", "bwv253"]  # by MD5
+    assert sorted(split) == works and sorted(split.values()).count("valid") == 5
+    assert [work for work in split if split[work] == "test"] == [  # by MD5
+        "bwv272", "bwv254", "bwv266", "bwv263", "bwv253"]
     assert sorted(data.split_works("abc").values()) == ["test", "train", "valid"]
-
-
-def test_corpus_of_chorales(corpus):
-    parts = corpus.train, corpus.valid, corpus.test
-    assert [len(part) for part in parts] == [8, 2, 2] and corpus.time_step == 0.5
-    assert all(roll.dtype == bool and roll.any(1)[[0, -1]].all() for roll in corpus.train)
-    text = "\n".join(corpus.report)
-    assert "train: 8 pieces" in text and "notes at once" in text and "1/8 in" in text
-    runs = [{run for roll in part for run in data.run_hashes(roll)} for part in parts]
-    assert all(runs) and not runs[0] & (runs[1] | runs[2])
 
 
 def test_shared_runs_merge_works_in_any_transposition(corpus):
     a, b, c, d = (roll[:64] for roll in corpus.train[:4])
-    assert len(data.run_hashes(a)) == 64 - 32 + 1
-    assert set(data.run_hashes(a)) == set(data.run_hashes(np.roll(a, 5, 1)))
-    assert not set(data.run_hashes(a)) & set(data.run_hashes(b))
 
     def quoting(frames):
         return np.concatenate([b[:20], np.roll(a, -3, 1)[10:10 + frames], b[20:]])
     assert data.merge_works(list("abcd"), [a, quoting(32), c, d]) == ["a", "a", "c", "d"]
     assert data.merge_works(list("ab"), [a, quoting(31)]) == ["a", "b"]
-
-
-def test_transposed_repeats_are_kept_once(scores, tmp_path):
-    files = sorted(scores.glob("*.mid"))[:4]
-    copy(files, tmp_path)
-    roll, step = data.midi_to_roll(files[0])
-    data.roll_to_midi(np.roll(roll, 2, 1), step).write(str(tmp_path / "up.mid"))
-    corpus = data.load_corpus(tmp_path)
-    assert "4 works; 1 exact repeats left out" in "\n".join(corpus.report)
-    assert sorted(sum(corpus.names.values(), [])) == sorted(file.stem for file in files)
 
 
 def test_default_corpus_is_pinned():
@@ -237,7 +171,8 @@ def test_default_corpus_is_pinned():
     corpus = data.load_corpus()
     assert [len(part) for part in (corpus.train, corpus.valid, corpus.test)] == [323, 42, 40]
     assert sum(map(len, corpus.train + corpus.valid + corpus.test)) == 51732
-    assert sorted(corpus.names["test"]) == TEST_PIECES
+    names = hashlib.md5(" ".join(sorted(corpus.names["test"])).encode()).hexdigest()
+    assert names == "07a10bbf4f7595c7a9f36cca94c2a3d6"
     training = {run for roll in corpus.train for run in data.run_hashes(roll)}
     assert not any(training & set(data.run_hashes(roll)) for roll in corpus.test)
 
@@ -253,26 +188,32 @@ def test_folders_are_the_split_and_links_are_followed(scores, tmp_path):
     assert "1 files outside train/, valid/ and test/ left out" in corpus.report
 
 
-def test_bad_files_are_named_and_skipped(scores, tmp_path):
-    copy(sorted(scores.glob("*.mid"))[:3], tmp_path)
+def test_bad_files_are_named_and_transposed_repeats_kept_once(scores, tmp_path):
+    files = sorted(scores.glob("*.mid"))[:4]
+    copy(files, tmp_path)
+    roll, step = data.midi_to_roll(files[0])
+    data.roll_to_midi(np.roll(roll, 2, 1), step).write(str(tmp_path / "up.mid"))
     (tmp_path / "empty.mid").touch()
     (tmp_path / "text.midi").write_text("not music")
     write_midi(tmp_path / "drums.mid", [(0, 480, 36)], channel=9)
-    report = "\n".join(data.load_corpus(tmp_path).report)
-    assert "3 works" in report and "drums.mid: not readable: only drums" in report
+    corpus = data.load_corpus(tmp_path)
+    report = "\n".join(corpus.report)
+    assert "4 works; 1 exact repeats left out" in report
+    assert "drums.mid: not readable: only drums" in report
     assert "empty.mid: " in report and "text.midi: " in report
+    assert sorted(sum(corpus.names.values(), [])) == sorted(file.stem for file in files)
 
 
 def test_cache_is_used_and_never_trusted(scores, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     copy(scores.glob("*.mid"), tmp_path / "music")
     first = data.load_corpus(tmp_path / "music")
-    kept, = [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
     with monkeypatch.context() as patch:
-        patch.setattr(data, "read_corpus", None)  # a second reading would fail
+        patch.setattr(data, "read_notes", None)  # a second reading would fail
         again = data.load_corpus(tmp_path / "music")
         assert all(np.array_equal(a, b) for a, b in zip(first.train, again.train))
         assert again.names == first.names and again.report == first.report
+    kept, = [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
     whole = kept.read_bytes()
     for broken in (whole[:1000], whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:], b""):
         kept.write_bytes(broken)
@@ -281,17 +222,16 @@ def test_cache_is_used_and_never_trusted(scores, tmp_path, monkeypatch):
     assert len(sum(data.load_corpus(tmp_path / "music").names.values(), [])) == 11
 
 
-@pytest.mark.parametrize("make, says", [
-    (lambda folder: folder / "none", "none: no .*folder"),
-    (lambda folder: folder, "no .*file"),
-    (lambda folder: (folder / "x.mid").write_bytes(b"bad") and folder, "files can be read"),
-    (lambda folder: write_midi(folder / "x.mid", [(0, 480, 60)]).parent, "too few works to split")])
-def test_useless_folders(tmp_path, make, says):
-    with pytest.raises(data.InputError, match=says):
-        data.load_corpus(make(tmp_path))
-
-
-# ----------------------------------------------------------------------------------------- windows
+def test_useless_folders(tmp_path):
+    def refused(says, folder=tmp_path):
+        with pytest.raises(data.InputError, match=says):
+            data.load_corpus(folder)
+    refused("none: no .*folder", tmp_path / "none")
+    refused("no .*file")
+    (tmp_path / "x.mid").write_bytes(b"bad")
+    refused("files can be read")
+    write_midi(tmp_path / "x.mid", [(0, 480, 60)])
+    refused("too few works to split")
 
 
 def test_windows_tile_and_mask():
@@ -308,36 +248,30 @@ def test_windows_tile_and_mask():
     assert whole == [((3, 33, 88), [10, 32, 33]), ((1, 80, 88), [80])]
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((9, 87)), np.zeros(88), np.full((9, 88), 0.5),
-                                   np.full((9, 88), 64), np.full((9, 88), -1)])
+@pytest.mark.parametrize("wrong", [np.zeros((9, 87)), np.zeros(88), *(
+    np.full((9, 88), value) for value in (0.5, 64, -1))])
 def test_windows_say_what_they_cannot_hold(wrong):
-    with pytest.raises(data.InputError, match="a piano roll is") as said:
+    with pytest.raises(data.InputError, match="^a piano roll is .*[0-9]$"):
         data.Windows([np.zeros((9, 88), bool), wrong], 4)
-    assert "\n" not in str(said.value)
 
 
 def test_transposition_stays_on_the_keyboard():
     low, high = np.zeros((2, 32, 88), bool)
     low[:, [2, 40]] = high[:, [40, 86]] = True
-    windows, seen = data.Windows([low, high], 32), set()
-    torch.manual_seed(0)
-    drawn = windows.sample(2000)[0]
-    torch.manual_seed(0)
-    assert torch.equal(drawn, windows.sample(2000)[0])  # all by torch's own seed
-    for frames in drawn:
-        seen.add(tuple(np.flatnonzero(frames[0]).tolist()))
-        assert (frames == frames[0]).all()
-    assert seen == {(k, k + 38) for k in range(0, 8)} | {(k, k + 46) for k in range(34, 42)}
-    kept = {tuple(np.flatnonzero(f[0]).tolist()) for f in windows.sample(50, transpose=False)[0]}
-    assert kept == {(2, 40), (40, 86)}
+    windows = data.Windows([low, high], 32)
 
-
-# ------------------------------------------------------------------------------------------- files
+    def drawn(n, **more):
+        torch.manual_seed(0)  # all is drawn by torch's own seed
+        frames = windows.sample(n, **more)[0]
+        assert (frames == frames[:, :1]).all()
+        return [tuple(frame.nonzero().flatten().tolist()) for frame in frames[:, 0]]
+    want = {(k, k + 38) for k in range(0, 8)} | {(k, k + 46) for k in range(34, 42)}
+    assert {*drawn(2000)} == want and drawn(99) == drawn(99)
+    assert {*drawn(50, transpose=False)} == {(2, 40), (40, 86)}
 
 
 class Hack:
     def __reduce__(self):
-        import os
         return os.system, ("touch hacked",)
 
 
@@ -353,29 +287,9 @@ def test_foreign_checkpoints_are_refused_and_run_no_code(tmp_path, monkeypatch, 
     assert not (tmp_path / "hacked").exists()
 
 
-def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
-    data.save_checkpoint(tmp_path / "x", "old")
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-    monkeypatch.setattr(data.os, "fsync", full)
-    with pytest.raises(data.InputError, match="No space left"):
-        data.save_checkpoint(tmp_path / "x", "new")
-    assert data.load_zip(tmp_path / "x") == "old" and len(list(tmp_path.iterdir())) == 1
-
-
-def test_warmup_cosine():
-    rates = [data.warmup_cosine(step, 100) for step in range(1, 101)]
-    assert max(rates) == rates[4] == 1 and rates[0] == 0.2 and 0 <= min(rates) == rates[-1] < 1e-9
-    assert 0 <= data.warmup_cosine(1, 1) <= 1
-
-
-def test_data_program(scores, capsys, monkeypatch):
+def test_data_program(scores, one_line, capsys, monkeypatch):
     data.main(["--data", str(scores)])
-    assert "train: 8 pieces" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "train: 8 pieces" in said and "notes at once" in said and "1/8 in" in said
     monkeypatch.setattr(sys, "argv", ["/some/data.py", "--data", "nowhere"])
-    with pytest.raises(SystemExit) as stop:
-        data.cli(data.main)
-    said = capsys.readouterr()
-    assert stop.value.code == 2 and said.out == "" and said.err.count("\n") == 1
-    assert said.err.startswith("data.py: --data nowhere: no")
+    assert one_line(data.main).startswith("data.py: --data nowhere: no")

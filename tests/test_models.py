@@ -1,0 +1,202 @@
+"""What models promise alike: exact likelihoods, nothing ahead, padding, sampling, learning."""
+
+import inspect
+from itertools import combinations
+
+import pytest
+import torch
+
+import data
+from conftest import MODELS, MODULES, fit, small
+
+PAPER = {"features": 0, "feed": "softmax", "drop": 0.0}  # of the VAEs
+
+
+def each(cases):
+    """Parametrize over (name, constructor's arguments as dict(...), more values)."""
+    ids = ["-".join([name, *(f"{key}={value}" for key, value in options.items())])
+           for name, options, *_ in cases]
+    return pytest.mark.parametrize("name, options, more", [
+        (name, options, more) for name, options, *more in cases], ids=ids)
+
+
+def frame_nll(model, frames, mask, z=None):
+    """-log p of each frame (B, T); of vqvae.py with -log p of its codes at a pattern's first frame;
+    of the VAEs given z, if not given the posterior's mean."""
+    if hasattr(model, "frame_nll"):
+        return model.frame_nll(frames, mask)
+    if hasattr(model, "score"):
+        return model.score(frames, mask, model.encode(frames, mask)[0] if z is None else z)[0]
+    prior, nll, _ = model.halves(frames, mask)
+    nll[:, ::model.pattern] += prior
+    return nll
+
+
+@each([("lstm", {"voices": 1}, 1), ("lstm", {"voices": 2}, "a bound"),
+       ("attn_lstm", {"voices": 1}, 1), ("attn_lstm", {"voices": 2}, 1),
+       ("attn_lstm", {"voices": 2, "heads": "parallel", "relations": "off"}, "a bound"),
+       ("vae", {"voices": 2, "window": 12, "segment": 6}, 1),
+       ("hvae", {"voices": 2, "window": 12, "segment": 6}, 1),
+       ("vqvae", {"voices": 2, "codes": 1, "pattern": 1, "codebook": 1}, 1),
+       ("vqvae", {"voices": 2, "codes": 1, "pattern": 1, "codebook": 3}, "a bound")])
+@torch.no_grad()
+def test_all_frames_together_have_probability_one(name, options, more, batch):
+    """After some music that returns; where there is mass on voices that cross, or a frame's code is
+    not its only one, less: a bound."""
+    model = small(name, **options)
+    every = [keys for n in range(model.voices + 1) for keys in combinations(range(88), n)]
+    past = torch.cat([batch[0][0, :8], batch[0][0, :3]])
+    frames = past.new_zeros(len(every), 12, 88)
+    frames[:, :11] = data.from_voices(data.to_voices(past, model.voices))
+    for frame, keys in zip(frames[:, 11], every):
+        frame[list(keys)] = 1
+    z = torch.randn(8).expand(len(every), -1)
+    nll = frame_nll(model, frames, torch.ones(len(every), 12), z)[:, 11]
+    total = nll.neg().exp().sum().item()
+    assert total == pytest.approx(1, abs=1e-4) if more == [1] else 0.01 < total < 0.98
+
+
+@each([("lstm", {"voices": 2}), ("attn_lstm", {"window": 7}), ("attn_lstm", {"attention": "off"}),
+       ("attn_lstm", {"relations": "off"}), ("attn_lstm", {"heads": "parallel", "voices": 1}),
+       ("attn_lstm", {"voices": 8}), ("vae", {}), ("vae", {"voices": 2}), ("hvae", {}),
+       ("hvae", {"voices": 1}), ("vqvae", {}), ("vqvae", {"context": 2}), ("vqvae", {"codes": 2}),
+       ("vqvae", {"codes": 1, "pattern": 4})])
+@torch.no_grad()
+def test_sampling_draws_from_what_training_scores(name, options, more, batch, monkeypatch):
+    """After a prime, frame by frame with carried state, past what attention sees: the probability
+    of what was drawn is the likelihood of the roll. So nothing that is drawn crosses or doubles."""
+    model, drawn, codes, leaves = small(name, **options), [], [], None
+    by = "sample_voices" if name == "lstm" else "sample_symbols"  # its voices know nothing of each other
+    real = getattr(data, by)
+
+    def spy(logits, *args, **more):
+        nonlocal leaves
+        symbols = real(logits, *args, **more)
+        p = logits.log_softmax(-1).gather(-1, symbols[..., None])[..., 0]
+        if leaves is not None:  # the choice just drawn was whether a note is left for this one
+            p = torch.where(leaves > 0, p, 0)
+        leaves = symbols if logits.shape[-1] == 2 else None
+        codes.extend([symbols] * (logits.shape[-1] == 16))
+        drawn.append(p.view(3, -1).sum(1))
+        return symbols
+    monkeypatch.setattr(data, by, spy)
+    past = data.from_voices(data.to_voices(batch[0][:1, :12], model.voices))
+    draw, z = {"generator": torch.Generator().manual_seed(0), "top_p": 1.0}, None
+    if hasattr(model, "decode") and name != "vqvae":
+        z = torch.randn(3, 8)
+        roll = model.decode(z, 32, past=past.expand(3, -1, -1), **draw)
+        drawn = drawn[12 * model.voices:]
+    else:
+        roll = torch.cat([past.expand(3, -1, -1), model.sample(3, 20, prime=past[0], **draw)], 1)
+    frames, mask = roll.float(), torch.ones(3, 32)
+    if name == "vqvae":  # the codes that were drawn, not those that encode what was written
+        given = model.halves(past.expand(3, -1, -1).float(), mask[:, :12])[2]
+        codes = torch.stack(codes, 1).unflatten(1, (-1, model.codes))
+        codes = torch.cat([given, codes], 1)
+        monkeypatch.setattr(model.quantizer, "forward",
+                            lambda _: (codes, model.quantizer.entries[codes]))
+    nll = frame_nll(model, frames, mask, z)[:, 12:].sum(1)
+    assert torch.allclose(-sum(drawn), nll, atol=1e-3) and roll[:, 12:].any()
+
+
+@each([("lstm", {}), ("attn_lstm", {}), ("attn_lstm", {"heads": "parallel", "attention": "off"}),
+       ("attn_lstm", {"relations": "off"}), ("vae", {}), ("hvae", {}), ("vae", PAPER),
+       ("hvae", PAPER), ("vqvae", {}), ("vqvae", {"context": 2})])
+@torch.no_grad()
+def test_nothing_looks_ahead(name, options, more, batch):
+    """And what came before counts, unless the decoder reads its own softmax."""
+    model, frames, mask = small(name, **options), batch[0][:2].clone(), torch.ones(2, 32)
+    frames[:, 16:] = frames[:, :16].clone()  # there is something to recall
+    other, z = frames.clone(), torch.randn(2, 8)
+    other[:, 20] = frames[:, 20].roll(1, -1)
+    changed = (frame_nll(model, frames, mask, z) != frame_nll(model, other, mask, z)).any(0)
+    assert changed[20] and not changed[:20].any()
+    assert changed[22] == (options is not PAPER)
+    assert name != "hvae" or not changed[25:].any()  # beyond a segment all goes through z
+
+
+@pytest.mark.parametrize("name", MODELS[:5])
+@torch.no_grad()
+def test_padding_and_batch_change_nothing(name, batch):
+    model, (frames, mask) = small(name), batch
+    together = frame_nll(model, frames, mask)
+    for i in range(len(frames)):
+        length = int(mask[i].sum()) + 1 & ~1  # whole patterns
+        alone = frame_nll(model, frames[i:i + 1, :length], mask[i:i + 1, :length])[0]
+        assert torch.allclose(alone, together[i, :length], atol=1e-4)
+    assert (together[mask > 0] > 0).all() and not together[mask == 0].any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_samples_follow_the_seed_and_the_prime(name, corpus):
+    model = small(name, dropout=0.5)
+
+    def draw(seed=0, length=40, training=False, **more):
+        generator = torch.Generator().manual_seed(seed)
+        return model.train(training).sample(2, length, generator, **more)
+    rolls = draw()
+    assert rolls.shape == (2, 40, 88) and rolls.dtype == torch.bool and rolls.sum(-1).max() <= 4
+    assert torch.equal(rolls, draw(training=True)) and torch.equal(rolls[:, :20], draw(length=20))
+    assert not torch.equal(rolls, draw(seed=1)) and not torch.equal(*rolls)
+    if "prime" in inspect.signature(model.sample).parameters:
+        primed = [draw(length=21, prime=corpus.test[0][:n]) for n in (0, 2, 7, 50)]
+        assert torch.equal(primed[0], rolls[:, :21]) and primed[2].shape == (2, 21, 88)
+        assert not torch.equal(primed[0], primed[1]) and not torch.equal(primed[2], primed[3])
+
+
+@each([("lstm", {}), ("attn_lstm", {}), ("attn_lstm", {"voices": 1}),
+       ("attn_lstm", {"heads": "parallel"})])
+def test_the_melody_comes_back_note_for_note(name, options, more, corpus):
+    """And where it rests, the other voices stay below its last note."""
+    piece = corpus.test[0][:20].copy()
+    piece[10:14] = False
+    tune = data.to_voices(torch.from_numpy(piece), 1)[:, 0]
+    generator = torch.Generator().manual_seed(0)
+    for roll in small(name, **options).sample(3, 20, generator, melody=piece):
+        top = data.to_voices(roll, 1)[:, 0]
+        assert torch.equal(top[tune > 0], tune[tune > 0]) and (top[10:14] <= tune[9]).all()
+
+
+def test_skip_top_leaves_out_the_likeliest_symbols():
+    model = small("lstm", voices=1)
+    every = torch.eye(89, 88)[:, None]  # each key, and the rest
+    third = model.nll(every, torch.ones(89, 1)).argsort()[2]
+    assert torch.equal(model.sample(1, 1, temperature=0, skip_top=2)[0], every[third] > 0)
+
+
+@each([("lstm", {"hidden": 64, "dropout": 0.0}, 250), ("vqvae", {"codebook": 64, "hidden": 64}, 50),
+       *[("attn_lstm", {"hidden": 48, "heads": heads, "dropout_input": 0, "dropout": 0,
+                        "dropout_heads": 0}, 60) for heads in ("chained", "parallel")]])
+def test_two_pieces_can_be_learnt_by_heart(name, options, more, batch):
+    """From 18 nats per frame or more."""
+    model, (frames, mask) = small(name, **options).train(), (x[:2, :16] for x in batch)
+    fit(lambda: model(frames, mask)[0], model, more[0], 2e-2)
+    if name == "vqvae":  # its prior
+        fit(lambda: model.halves(frames, mask)[0].sum() / mask.sum(), model, more[0], 2e-2)
+        rebuilt = model.eval().decode(model.encode(frames))
+        assert (rebuilt & (frames > 0)).sum() > 0.8 * frames.sum()
+    assert model.eval().nll(frames, mask).sum() / mask.sum() < 0.5
+
+
+@pytest.mark.parametrize("name", MODELS[:5])
+@torch.no_grad()
+def test_figures_count_every_frame_once(name, batch):
+    model = small(name, **{"window": 8} if name == "lstm" else {})
+    pieces = [batch[0][0].bool().numpy(), batch[0][1, :9].bool().numpy()]
+    torch.manual_seed(0)
+    figures = MODULES[name].evaluate(model.train(), pieces)
+    assert model.training
+    torch.manual_seed(0)  # the VAEs' z
+    windows = data.Windows(pieces, model.window, hop=model.window)
+    tiled = model.eval().nll(*next(windows.chunks(99))).sum().item() / 41
+    assert figures["nll_tiled" if name == "lstm" else "nll"] == pytest.approx(tiled, rel=1e-4)
+    notes = sum(int(piece.sum()) for piece in pieces)
+    assert figures["nll_per_note"] == pytest.approx(figures["nll"] * 41 / notes)
+    if "nll_after_first" in figures:
+        each = torch.cat([frame_nll(model, torch.from_numpy(piece)[None].float(), torch.ones(1))[0]
+                          for piece in pieces])
+        later = each[torch.arange(41) % 32 > 0]
+        assert figures["nll"] == pytest.approx(each.mean().item(), rel=1e-4)
+        assert figures["nll_after_first"] == pytest.approx(later.mean().item(), rel=1e-4)
+    else:
+        assert 0 < figures["reconstruction"] < figures["nll"] and 0 < figures["note_f1"] <= 1
