@@ -9,7 +9,7 @@ and gives an embedding of each; the lower LSTM starts afresh from it and writes 
 
     python hvae.py    # default run; --paper --voices 1: the paper's
 
-What reaches beyond S frames must go through z. The rest, and what the paper has otherwise: vae.py.
+What reaches beyond S frames, but for the key, must go through z. All else is as in vae.py.
 """
 
 import copy

@@ -126,7 +126,7 @@ class VAE(nn.Module):
     """Encoder, a decoder of one LSTM, the prior that reads its state, heads; flags as in main."""
 
     def __init__(self, voices=4, window=32, segment=4, hidden=256, latent=128, features=64,
-                 dropout=0.4, dropout_heads=0.2, feed="teacher", drop=0.3, beta=0.9,
+                 dropout=0.4, dropout_heads=0.2, feed="teacher", drop=0.3, beta=1.0,
                  rec_mean=False):
         super().__init__()
         U = window // segment if features else 1
@@ -325,7 +325,7 @@ def main(argv=None):
     add("--dropout-heads", type=data.dropout, default=0.2, help="in the heads")
     add("--feed", choices=["teacher", "softmax"], default="teacher", help="true frames or its own")
     add("--drop", type=data.probability, default=0.3, help="share of windows told by z alone")
-    add("--beta", type=data.non_negative, default=0.9, help="weight of the KL; less: z holds more")
+    add("--beta", type=data.non_negative, default=1.0, help="weight of the KL; less: z holds more")
     add("--anneal", type=data.natural, default=1100, help="steps over which beta rises from 0")
     add("--rec-mean", action="store_true", help="average the reconstruction over notes")
     add("--weight-decay", type=data.non_negative, default=0.3, help="AdamW's decoupled decay")
