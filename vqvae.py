@@ -40,8 +40,9 @@ def interval(a, b):
 
 
 class Quantizer(nn.Module):
-    """A codebook of K entries (D), each a moving average (decay: g) of the vectors that choose it.
-    One chosen less often than the share `restart` of the mean starts again."""
+    """A codebook of K entries (D), each a moving average (decay: g) of the vectors that choose it
+    (van den Oord et al. 2017, A.1). One chosen less often than the share `restart` of the mean
+    starts again."""
 
     def __init__(self, codebook, dim, decay=0.99, restart=0.1):
         super().__init__()
