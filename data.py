@@ -336,24 +336,22 @@ class Windows:
         mask = (time < self.left[which, None]).float()
         return self.frames[self.starts[which, None] + time] * mask[..., None], mask
 
-    def sample(self, n, transpose=True):
+    def sample(self, n, transpose=1.0):
         """n random windows: frames (n, window, 88) of 0. and 1., mask (n, window), 1. where real;
-        a third moved by -6..+5 semitones where they stay on the keyboard, so that most music lies
-        where Bach's does. Of several processes, which draw alike, each gets its share."""
+        a share `transpose` moved by -6..+5 semitones where they stay on the keyboard. Of several
+        processes, which draw alike, each gets its share."""
         device = self.frames.device
         if n < WORLD:
             raise InputError(f"--batch {n}: fewer windows than the {WORLD} processes; raise it")
         which = torch.randint(len(self), (n,), device=device)[RANK::WORLD]
         shift = torch.randint(-6, 6, (n, 1), device=device)
-        shift = (shift * (torch.rand(n, 1, device=device) < 1 / 3))[RANK::WORLD]
+        shift = (shift * (torch.rand(n, 1, device=device) < transpose))[RANK::WORLD]
         frames, mask = self._gather(which)
-        if transpose:
-            source = torch.arange(6, 6 + KEYS, device=device) - shift  # of each key, among 6+88+6
-            wide = torch.nn.functional.pad(frames, (6, 6))
-            moved = wide.gather(2, source[:, None].expand_as(frames))
-            whole = moved.sum((1, 2), keepdim=True) == frames.sum((1, 2), keepdim=True)
-            frames = torch.where(whole, moved, frames)
-        return frames, mask
+        source = torch.arange(6, 6 + KEYS, device=device) - shift  # of each key, among 6+88+6
+        wide = torch.nn.functional.pad(frames, (6, 6))
+        moved = wide.gather(2, source[:, None].expand_as(frames))
+        whole = moved.sum((1, 2), keepdim=True) == frames.sum((1, 2), keepdim=True)
+        return torch.where(whole, moved, frames), mask
 
     def chunks(self, n):
         """All windows in order, n at a time, as sample() gives them, untransposed."""
@@ -403,7 +401,8 @@ class Parser(argparse.ArgumentParser):
             add("--time-step", type=note_value, help="of all pieces, as 1/16 (default: its own)")
             add("--voices", type=number(int, 1, KEYS), default=4, help="notes at once; 1: the top")
         if run:
-            add("--transpose", type=int, choices=[0, 1], default=1, help="1: a third of windows")
+            add("--transpose", type=probability, default=0.3333,
+                help="share of windows moved by -6..+5 semitones")
             add("--out", default=f"runs/{run}", help="run folder")
             add("--seed", type=natural, default=0, help="of weights, batches and samples")
             add("--device", type=device_name, default="auto", help="cpu or cuda; auto: cuda if any")
