@@ -111,8 +111,8 @@ def silence(monkeypatch, module=data):
         run.model.sample = lambda *_: torch.zeros(1, 8, 88)
         finish(run, test)
     monkeypatch.setattr(module.Run, "finish", finish_soon)
-    for function in ("write_music", "draw_curves"):
-        monkeypatch.setattr(module, function, lambda *_, **__: None)
+    monkeypatch.setattr(module, "write_music", lambda *_, **__: None)
+    monkeypatch.setattr(module, "draw_curves", lambda *_: None)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import json
 import random
 import re
 import shlex
-import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,27 +18,18 @@ import matplotlib
 import pytest
 import torch
 
+from conftest import CLASSES, GPU, MODELS, MODULES, ROOT, copy, outcome, silence, train
 import data
 import sample
-from conftest import CLASSES, GPU, MODELS, MODULES, ROOT, copy, outcome, silence, train
 
 all_six = pytest.mark.parametrize("name", MODELS)
 
 
-@pytest.fixture(scope="module")
-def lstm_run(brief, tmp_path_factory):
-    """A finished tiny run of lstm.py, without music."""
-    folder = tmp_path_factory.mktemp("runs") / "lstm"
-    with pytest.MonkeyPatch.context() as patch:
-        silence(patch, data)
-        train("lstm", brief, folder)
-    return folder
-
-
 @pytest.fixture
-def own_run(lstm_run, tmp_path):
-    """A copy of lstm_run, to be changed."""
-    return Path(shutil.copytree(lstm_run, tmp_path / "lstm"))
+def own_run(brief, tmp_path, no_music):
+    """A finished tiny run of lstm.py."""
+    train("lstm", brief, tmp_path / "lstm")
+    return tmp_path / "lstm"
 
 
 @all_six
@@ -52,7 +43,7 @@ def test_a_stopped_run_ends_bit_for_bit_as_the_uninterrupted_one(
         if run.step == stops[-1]:
             raise KeyboardInterrupt
     monkeypatch.setattr(data.Run, "add", add_and_stop)
-    for stop, more in ((3, []), (whole[0] - 1, ["--resume"])):  # both between two log lines
+    for stop, more in ((3, []), (whole[0][0] - 1, ["--resume"])):  # both between two log lines
         stops.append(stop)
         with pytest.raises(KeyboardInterrupt):
             train(name, brief, tmp_path / "cut", *more, steps=4)
@@ -120,20 +111,59 @@ def test_steps_on_a_gpu_never_wait_for_it(name, brief, tmp_path, monkeypatch, no
     train(name, brief, tmp_path, "--device", "cuda", steps=3, eval_every=3)
 
 
-def test_result_and_log(lstm_run):
-    result = json.loads((lstm_run / "result.json").read_text())
+# Where nothing is random but the batch, a share of it computes what it does in the whole batch.
+EXACT = {"lstm": "--dropout 0", "vae": "--latent 0 --dropout 0 --drop 0",
+         "attn_lstm": "--dropout-input 0 --dropout 0 --dropout-heads 0"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+def trainings(flags, corpus, out, monkeypatch):
+    """Train these models, {name: flags}, and resume lstm; in all processes they end alike."""
+    silence(monkeypatch)
+    finish = data.Run.finish
+
+    def finish_alike(run, test):
+        for name, tensor in run.model.state_dict().items():
+            first = data.from_first_process(tensor.clone())
+            assert torch.equal(tensor, first), f"{run.name}: {name} differs"
+        finish(run, test)
+    monkeypatch.setattr(data.Run, "finish", finish_alike)
+    for name, more in flags.items():
+        train(name, corpus, f"{out}/{name}", "--batch", 7, *more.split(), steps=3, eval_every=9)
+    MODULES["lstm"].main(["--out", f"{out}/lstm", "--resume", "--steps", "5"])
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="no torch.distributed here")
+def test_two_processes_do_what_one_does(brief, tmp_path, monkeypatch):
+    command = [*TORCHRUN, __file__, brief, tmp_path / "two"]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as two:
+        try:
+            trainings(EXACT, brief, tmp_path / "one", monkeypatch)
+            said, errors = two.communicate(timeout=300)
+        finally:
+            two.terminate()
+    assert two.returncode == 0, errors
+    assert said.count("test: ") == 6  # five trainings and one resumed, each said once
+    for name in EXACT:  # the same losses
+        one, two = (outcome(tmp_path / count / name)[0][2] for count in ("one", "two"))
+        assert len(one) == (2 if name == "lstm" else 1)
+        assert all(a == pytest.approx(b, rel=1e-5) for a, b in zip(one, two, strict=True))
+
+
+def test_result_and_log(own_run):
+    result = json.loads((own_run / "result.json").read_text())
     assert set(result) == {"model", "params", "steps", "train_seconds", "frames_per_second",
                            "corpus", "time_step", "config", "test"}
     assert result["steps"] == 6 and result["time_step"] == 0.5 and result["config"]["hidden"] == 16
-    rows = data.load_checkpoint(lstm_run / "last.pt")["rows"]
-    best = data.load_checkpoint(lstm_run / "model.pt")
+    rows = data.load_checkpoint(own_run / "last.pt")["rows"]
+    best = data.load_checkpoint(own_run / "model.pt")
     least = min(rows, key=lambda row: row["valid_nll"])
     assert (best["best"], best["step"]) == (least["valid_nll"], least["step"])
-    lines = (lstm_run / "log.csv").read_text().splitlines()
+    lines = (own_run / "log.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["step", "2", "4", "6"]
 
 
-def test_only_force_replaces_a_run_and_its_own_files_alone(brief, own_run, one_line, no_music):
+def test_only_force_replaces_a_run_and_its_own_files_alone(brief, own_run, one_line):
     (own_run / "sample.wav").touch()
     (own_run / "notes.txt").write_text("mine")
     before = {path: path.read_bytes() for path in own_run.iterdir()}
@@ -146,7 +176,7 @@ def test_only_force_replaces_a_run_and_its_own_files_alone(brief, own_run, one_l
     assert not (own_run / "sample.wav").exists()  # the old run's; this one wrote no music
 
 
-def test_a_diverged_run_goes_on_with_a_smaller_lr(own_run, one_line, no_music):
+def test_a_diverged_run_goes_on_with_a_smaller_lr(own_run, one_line):
     resume = ["--out", str(own_run), "--resume", "--steps", "10"]
     said = one_line(MODULES["lstm"].main, [*resume, "--lr", "1e25"])
     assert "--resume with a smaller --lr" in said
@@ -156,7 +186,7 @@ def test_a_diverged_run_goes_on_with_a_smaller_lr(own_run, one_line, no_music):
     assert [row["step"] for row in held["rows"]] == [2, 4, 6, 8, 10]
 
 
-def test_a_cpu_run_stays_there_where_a_gpu_has_appeared(own_run, monkeypatch, no_music):
+def test_a_cpu_run_stays_there_where_a_gpu_has_appeared(own_run, monkeypatch):
     monkeypatch.setattr(data, "device_name", lambda text: text.replace("auto", "cuda"))
     MODULES["lstm"].main(["--out", str(own_run), "--resume", "--steps", "7"])
     assert data.load_checkpoint(own_run / "last.pt")["step"] == 7
@@ -207,18 +237,14 @@ def test_bad_flags_are_one_line(name, flags, brief, tmp_path, one_line):
 @pytest.fixture
 def parser_of(monkeypatch):
     """The parser of a program, caught before anything runs."""
-    class Caught(Exception):
-        pass
-
-    def caught(parser, *_, **__):
-        raise Caught(parser)
+    def stop(parser, *_):
+        raise StopIteration(parser)
 
     def parser_of(program):
-        with monkeypatch.context() as patch, pytest.raises(Caught) as caught_:
-            patch.setattr(argparse.ArgumentParser, "parse_args", caught)
+        with monkeypatch.context() as patch, pytest.raises(StopIteration) as caught:
+            patch.setattr(argparse.ArgumentParser, "parse_args", stop)
             importlib.import_module(program).main()
-        return caught_.value.args[0]
-    monkeypatch.setattr(sys, "argv", ["program"])
+        return caught.value.args[0]
     monkeypatch.setattr(data, "device_name", str)  # a command for a GPU is a command anywhere
     return parser_of
 
@@ -269,3 +295,8 @@ def test_every_command_that_is_written_down_parses(name, parser_of):
             parser.parse_args(words)
         except (data.InputError, SystemExit) as error:
             pytest.fail(f"{name}: python {file}.py {shlex.join(words)}: {error}")
+
+
+if __name__ == "__main__":  # what each of two processes does
+    every = EXACT | {"vqvae": "", "wgan": ""}
+    data.cli(lambda: trainings(every, *sys.argv[1:], pytest.MonkeyPatch()))
