@@ -33,15 +33,10 @@ SIZES = {"lstm": {"hidden": 16, "window": 32}, "vae": VAE, "hvae": VAE,
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory):
-    """Keep the tests out of the user's cache; one thread: small models need no more."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
 def scores(tmp_path_factory):
-    """A folder with twelve chorales as MIDI."""
+    """A folder with twelve chorales as MIDI. The user's cache stays as it is."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    torch.set_num_threads(1)  # small models need no more
     folder = tmp_path_factory.mktemp("corpus") / "chorales"
     data.export_bach(folder, CHORALES)
     return folder

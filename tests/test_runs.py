@@ -155,9 +155,8 @@ def test_result_and_log(own_run):
     assert set(result) == {"model", "params", "steps", "train_seconds", "frames_per_second",
                            "corpus", "time_step", "config", "test"}
     assert result["steps"] == 6 and result["time_step"] == 0.5 and result["config"]["hidden"] == 16
-    rows = data.load_checkpoint(own_run / "last.pt")["rows"]
-    best = data.load_checkpoint(own_run / "model.pt")
-    least = min(rows, key=lambda row: row["valid_nll"])
+    last, best = (data.load_checkpoint(own_run / name) for name in ("last.pt", "model.pt"))
+    least = min(last["rows"], key=lambda row: row["valid_nll"])
     assert (best["best"], best["step"]) == (least["valid_nll"], least["step"])
     lines = (own_run / "log.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["step", "2", "4", "6"]
@@ -167,8 +166,7 @@ def test_only_force_replaces_a_run_and_its_own_files_alone(brief, own_run, one_l
     (own_run / "sample.wav").touch()
     (own_run / "notes.txt").write_text("mine")
     before = {path: path.read_bytes() for path in own_run.iterdir()}
-    said = one_line(train, "lstm", brief, own_run)
-    assert all(flag in said for flag in ("--resume", "--out", "--force"))
+    assert "--resume it, --force, or another --out" in one_line(train, "lstm", brief, own_run)
     assert before == {path: path.read_bytes() for path in own_run.iterdir()}
     train("lstm", brief, own_run, "--force", steps=2)
     assert (own_run / "notes.txt").read_text() == "mine"
@@ -176,20 +174,16 @@ def test_only_force_replaces_a_run_and_its_own_files_alone(brief, own_run, one_l
     assert not (own_run / "sample.wav").exists()  # the old run's; this one wrote no music
 
 
-def test_a_diverged_run_goes_on_with_a_smaller_lr(own_run, one_line):
+def test_a_diverged_run_goes_on_with_a_smaller_lr(own_run, one_line, monkeypatch):
+    """On the CPU, even where a GPU has appeared."""
+    monkeypatch.setattr(data, "device_name", lambda text: text.replace("auto", "cuda"))
     resume = ["--out", str(own_run), "--resume", "--steps", "10"]
     said = one_line(MODULES["lstm"].main, [*resume, "--lr", "1e25"])
     assert "--resume with a smaller --lr" in said
     MODULES["lstm"].main([*resume, "--lr", "1e-4"])
     held = data.load_checkpoint(own_run / "last.pt")
-    assert held["step"] == 10 and held["args"]["lr"] == 1e-4 and held["args"]["hidden"] == 16
+    assert held["args"]["lr"] == 1e-4 and held["args"]["hidden"] == 16
     assert [row["step"] for row in held["rows"]] == [2, 4, 6, 8, 10]
-
-
-def test_a_cpu_run_stays_there_where_a_gpu_has_appeared(own_run, monkeypatch):
-    monkeypatch.setattr(data, "device_name", lambda text: text.replace("auto", "cuda"))
-    MODULES["lstm"].main(["--out", str(own_run), "--resume", "--steps", "7"])
-    assert data.load_checkpoint(own_run / "last.pt")["step"] == 7
 
 
 def test_a_flipped_bit_of_a_weight_is_refused(own_run, one_line):
@@ -272,12 +266,12 @@ def test_model_files_import_nothing_of_each_other(name):
 
 
 def commands(text):
-    """The `python FILE.py ...` commands in a text's code: [[FILE, word, ...]]."""
+    """The `python FILE.py ...` commands in a text's code: [(FILE, words)]."""
     text = re.sub(r"\s*\\\n\s*", " ", text)
     code = re.findall(r"```.*?```|^ {4}[^\n]*|`[^`]+`", text, re.M | re.S)
     code = [part if part[:3] == "```" else " ".join(part.split()) for part in code]
     found = re.findall(r"\bpython (\S+?)\.py([^`#&|;\n]*)", "\n".join(code))
-    return [[file, *shlex.split(words)] for file, words in found if file.islower()]
+    return [(file, words) for file, words in found if file.islower()]
 
 
 @pytest.mark.parametrize("name", ["README.md", "sample", "data", *MODELS])
@@ -285,14 +279,10 @@ def test_every_command_that_is_written_down_parses(name, parser_of):
     text = (ROOT / name).read_text() if "." in name else importlib.import_module(name).__doc__
     found = commands(text)
     assert len(found) > (20 if name == "README.md" else 0), found
-    for file, *words in found:
-        parser = parser_of(file.removeprefix("tests/"))
-        actions = {flag: action for action in parser._actions for flag in action.option_strings}
-        for i, (flag, word) in enumerate(zip(words, words[1:]), 1):  # --latent Z stands for any
-            if re.fullmatch("[A-Z]", word) and actions[flag].default is not None:
-                words[i] = str(actions[flag].default)
+    for file, words in found:
+        words = shlex.split(re.sub(r"\b[A-Z]\b", "8", words))  # --latent Z stands for any
         try:
-            parser.parse_args(words)
+            parser_of(file.removeprefix("tests/")).parse_args(words)
         except (data.InputError, SystemExit) as error:
             pytest.fail(f"{name}: python {file}.py {shlex.join(words)}: {error}")
 
