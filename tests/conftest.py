@@ -44,7 +44,7 @@ def scores(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def corpus(scores):
-    """The twelve chorales: 8 pieces to train on, 2 to validate, 2 to test."""
+    """The twelve chorales: 8 to train on, 2 to validate, 2 to test."""
     return data.load_corpus(scores)
 
 
@@ -59,7 +59,7 @@ def brief(corpus, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def batch(corpus):
-    """Eight windows of real music, the last two padded: frames (8, 32, 88), mask (8, 32)."""
+    """Windows of real music, the last two padded: frames (8, 32, 88), mask (8, 32)."""
     torch.manual_seed(0)
     frames, mask = data.Windows(corpus.train, 32).sample(8)
     mask[-1, 20:] = mask[-2, 5:] = 0

@@ -113,8 +113,7 @@ def test_sample_symbols():
 
 
 def test_sample_voices_draws_the_distribution_of_real_frames():
-    """Two voices over three keys: draws have the probabilities of the pairs that are frames, scaled
-    to one."""
+    """Two voices over three keys: the pairs that are frames, their probabilities scaled to one."""
     logits = torch.full((2, 89), -torch.inf)
     logits[:, [0, 40, 41, 42]] = torch.tensor([[0.5, 0.0, 1.0, 0.3], [0.2, 1.0, 0.4, -0.5]])
     pairs = torch.cartesian_prod(*[torch.tensor([0, 40, 41, 42])] * 2)
@@ -163,8 +162,7 @@ def test_folders_are_the_split_and_links_are_followed(scores, tmp_path):
         copy([file], tmp_path / part)
     (tmp_path / "test").symlink_to(tmp_path / "elsewhere")
     corpus = data.load_corpus(tmp_path)
-    names = [[file.stem] for file in files[:3]]
-    assert corpus.names == dict(zip(("train", "valid", "test"), names))
+    assert corpus.names == {part: [file.stem] for part, file in zip(data.PARTS, files)}
     assert "1 files outside train/, valid/ and test/ left out" in corpus.report
 
 
@@ -180,8 +178,8 @@ def test_bad_files_are_named_and_transposed_repeats_kept_once(scores, tmp_path):
     smpte = bytearray(write_midi(tmp_path / "smpte.mid", [(0, 480, 60)]).read_bytes())
     smpte[12:14] = struct.pack(">h", -25 * 256 + 40)
     (tmp_path / "smpte.mid").write_bytes(smpte)
-    slow = b"MThd\0\0\0\6\0\0\0\1\1\xe0MTrk\0\1\0\0" + b"\xff" * 60000
-    (tmp_path / "slow.mid").write_bytes(slow)
+    (tmp_path / "slow.mid").write_bytes(
+        b"MThd\0\0\0\6\0\0\0\1\1\xe0MTrk\0\1\0\0" + b"\xff" * 60000)
     corpus = data.load_corpus(tmp_path)
     report = "\n".join(corpus.report)
     for says in ("4 works; 1 exact repeats left out", "drums.mid: not readable: only drums",
@@ -198,8 +196,7 @@ def test_cache_is_used_and_never_trusted(scores, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(data, "read_notes", None)  # a second reading would fail
         again = data.load_corpus(tmp_path / "music")
-        assert all(np.array_equal(a, b) for a, b in zip(first.train, again.train))
-        assert again.names == first.names and again.report == first.report
+        assert all(map(np.array_equal, first.train, again.train)) and again.report == first.report
     kept, = [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
     whole = kept.read_bytes()
     for broken in (whole[:1000], whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:], b""):
@@ -231,15 +228,11 @@ def test_windows_tile_and_mask():
     assert len(data.Windows(pieces, 32, full=True)) == 1 + 1 + 4
     with pytest.raises(data.InputError, match="--window 100"):
         data.Windows(pieces, 100, full=True)
+    for wrong in (np.zeros((9, 87)), np.zeros(88), np.full((9, 88), 0.5), np.full((9, 88), -1)):
+        with pytest.raises(data.InputError, match="^a piano roll is .*[0-9]$"):
+            data.Windows([np.zeros((9, 88), bool), wrong], 4)
     whole = [(frames.shape, mask.sum(1).tolist()) for frames, mask in data.whole_pieces(pieces, 3)]
     assert whole == [((3, 33, 88), [10, 32, 33]), ((1, 80, 88), [80])]
-
-
-@pytest.mark.parametrize("wrong", [np.zeros((9, 87)), np.zeros(88), *(
-    np.full((9, 88), value) for value in (0.5, 64, -1))])
-def test_windows_say_what_they_cannot_hold(wrong):
-    with pytest.raises(data.InputError, match="^a piano roll is .*[0-9]$"):
-        data.Windows([np.zeros((9, 88), bool), wrong], 4)
 
 
 def test_transposition_stays_on_the_keyboard():
@@ -262,13 +255,10 @@ class Hack:
         return os.system, ("touch hacked",)
 
 
-@pytest.mark.parametrize("content", [b"", b"text", {"args": Hack()}, {"weights": torch.zeros(3)}])
+@pytest.mark.parametrize("content", [{"args": Hack()}, {"weights": torch.zeros(3)}, "text"])
 def test_foreign_checkpoints_are_refused_and_run_no_code(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
-    if isinstance(content, dict):
-        torch.save(content, "x.pt")
-    else:
-        (tmp_path / "x.pt").write_bytes(content)
+    torch.save(content, "x.pt")
     with pytest.raises(data.InputError, match="x.pt: .*no checkpoint of this project"):
         data.load_checkpoint("x.pt")
     assert not (tmp_path / "hacked").exists()

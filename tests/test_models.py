@@ -1,4 +1,4 @@
-"""What models promise alike: exact likelihoods, nothing ahead, padding, sampling, learning."""
+"""Exact likelihoods, nothing ahead, padding, sampling, learning, and what a memory is good for."""
 
 import inspect
 from itertools import combinations
@@ -151,13 +151,6 @@ def test_the_melody_comes_back_note_for_note(name, options, corpus):
         assert torch.equal(top[tune > 0], tune[tune > 0]) and (top[10:14] <= tune[9]).all()
 
 
-def test_skip_top_leaves_out_the_likeliest_symbols():
-    model = small("lstm", voices=1)
-    every = torch.eye(89, 88)[:, None]  # each key, and the rest
-    third = model.nll(every, torch.ones(89, 1)).argsort()[2]
-    assert torch.equal(model.sample(1, 1, temperature=0, skip_top=2)[0], every[third] > 0)
-
-
 @each("lstm hidden=64 dropout=0", "vqvae codebook=64 hidden=64", *(
     f"attn_lstm hidden=48 heads={heads} dropout_input=0 dropout=0 dropout_heads=0"
     for heads in ("chained", "parallel")))
@@ -195,3 +188,47 @@ def test_figures_count_every_frame_once(name, batch):
         assert figures["nll_after_first"] == pytest.approx(later.mean().item(), rel=1e-4)
     else:
         assert 0 < figures["reconstruction"] < figures["nll"] and 0 < figures["note_f1"] <= 1
+
+
+def voices_nll(model, *voices):
+    """-log p of each frame of voices (B, T, V), one part after the other: (B, T)."""
+    frames = data.from_voices(torch.cat(voices, 1)).float()
+    return model.frame_nll(frames, torch.ones(frames.shape[:2]))
+
+
+def with_and_without(part, music, voices):
+    """attn_lstm.py trained on batches of music(), with this part as its only help, and without."""
+    parts = {"memory", "tonality", "parallels"}
+    for without in (parts - {part}, parts):
+        torch.manual_seed(0)
+        model = small("attn_lstm", hidden=32, voices=voices, attention="off", without=without,
+                      dropout_input=0, dropout=0, dropout_heads=0).train()
+        fit(lambda: voices_nll(model, music()).mean(), model, 40, 1e-2)
+        yield model.eval().requires_grad_(False)
+
+
+def test_a_passage_that_returns_raises_the_probability_of_what_followed_it():
+    """Of several the longest, the latest of equals; without memory there is no such thing."""
+    def chords(length):
+        low = torch.randint(20, 44, (16, length, 1))
+        return torch.cat([low + torch.randint(1, 24, (16, length, 1)), low], -1)
+    memory, none = with_and_without("memory", lambda: chords(12).repeat(1, 2, 1), 2)
+    music = chords(12).repeat(1, 2, 1)
+    first, again = voices_nll(memory, music).split(12, 1)
+    assert again[:, 1:].mean() < first.mean() - 4
+    assert voices_nll(none, music)[:, 13:].mean() > first.mean() - 1
+    a, b, c, d, e, f = chords(6).split(1, 1)
+    past = a, b, c, chords(9), e, b, d, chords(9)  # after b alone the latest says d
+    for now, follows, not_that in ((a, c, d), (f, d, c)):
+        likely, unlikely = (voices_nll(memory, *past, now, b, what)[:, -1]
+                            for what in (follows, not_that))
+        assert (likely < unlikely - 4).all()
+
+
+def test_the_key_is_found_from_what_has_sounded():
+    def melodies():
+        scale = torch.tensor([0, 2, 4, 5, 7, 9, 11])
+        return torch.randint(34, 46, (16, 1, 1)) + scale[torch.randint(7, (16, 32, 1))]
+    models, music = with_and_without("tonality", melodies, 1), torch.cat([melodies(), melodies()])
+    tonality, none = (voices_nll(model, music)[:, 16:].mean() for model in models)
+    assert tonality < none - 0.2

@@ -74,11 +74,10 @@ def test_a_file_and_data_py_alone_train(name, brief, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is handler and matplotlib.get_backend() == "svg"
 
 
-PAPER = {"lstm": "--dropout 0.5 --lr 1e-3 --weight-decay 0 --voices 1",
-         "attn_lstm": "--heads parallel --relations off --average 0 --optimizer adam --attention "
-                      "off", "vae": "--paper --voices 1 --segment 8",
-         "hvae": "--paper --voices 1 --segment 8", "wgan": "--gp 0 --clip 0.01 --critic-lr 0.1",
-         "vqvae": "--codes 1 --pattern 4 --context 4"}
+PAPER = {"lstm": "--lr 1e-3 --weight-decay 0 --voices 1", "vae": "--paper --voices 1 --segment 8",
+         "attn_lstm": "--heads parallel --relations off --average 0 --attention off",
+         "hvae": "--paper --voices 1 --segment 8", "vqvae": "--codes 1 --pattern 4 --context 4",
+         "wgan": "--gp 0 --clip 0.01 --critic-lr 0.1"}
 
 
 @all_six
@@ -89,13 +88,12 @@ def test_the_papers_settings_train(name, brief, tmp_path, no_music):
     assert 0 < test.get("prior_nll", 0.1) < test.get("nll", 1)
     assert sample.load_model(tmp_path).sample(1, 8).shape == (1, 8, 88)
     if "--paper" in PAPER[name]:
-        config = {"hidden": 16, "latent": 32, "features": 0, "feed": "softmax", "drop": 0, "beta": 1}
+        config = {"hidden": 16, "latent": 32, "feed": "softmax", "features": 0, "drop": 0}
         assert config.items() <= last["config"].items()
     if "--clip" in PAPER[name]:
-        weights = last["parts"]["model"].items()
-        critic, generator = (max(weight.abs().max().item() for key, weight in weights
-                                 if key.startswith(net)) for net in ("critic", "generator"))
-        assert critic == pytest.approx(0.01) and generator > 0.1
+        critic = [weight.abs().max().item() for key, weight in last["parts"]["model"].items()
+                  if key.startswith("critic")]
+        assert max(critic) == pytest.approx(0.01)
 
 
 @all_six
@@ -114,7 +112,6 @@ def test_steps_on_a_gpu_never_wait_for_it(name, brief, tmp_path, monkeypatch, no
 # Where nothing is random but the batch, a share of it computes what it does in the whole batch.
 EXACT = {"lstm": "--dropout 0", "vae": "--latent 0 --dropout 0 --drop 0",
          "attn_lstm": "--dropout-input 0 --dropout 0 --dropout-heads 0"}
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
 def trainings(flags, corpus, out, monkeypatch):
@@ -123,9 +120,8 @@ def trainings(flags, corpus, out, monkeypatch):
     finish = data.Run.finish
 
     def finish_alike(run, test):
-        for name, tensor in run.model.state_dict().items():
-            first = data.from_first_process(tensor.clone())
-            assert torch.equal(tensor, first), f"{run.name}: {name} differs"
+        for tensor in run.model.state_dict().values():
+            assert torch.equal(tensor, data.from_first_process(tensor.clone())), run.name
         finish(run, test)
     monkeypatch.setattr(data.Run, "finish", finish_alike)
     for name, more in flags.items():
@@ -135,7 +131,8 @@ def trainings(flags, corpus, out, monkeypatch):
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="no torch.distributed here")
 def test_two_processes_do_what_one_does(brief, tmp_path, monkeypatch):
-    command = [*TORCHRUN, __file__, brief, tmp_path / "two"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc_per_node=2", __file__, brief, tmp_path / "two"]
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as two:
         try:
             trainings(EXACT, brief, tmp_path / "one", monkeypatch)
@@ -158,8 +155,7 @@ def test_result_and_log(own_run):
     last, best = (data.load_checkpoint(own_run / name) for name in ("last.pt", "model.pt"))
     least = min(last["rows"], key=lambda row: row["valid_nll"])
     assert (best["best"], best["step"]) == (least["valid_nll"], least["step"])
-    lines = (own_run / "log.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in lines] == ["step", "2", "4", "6"]
+    assert re.findall(r"^\w+", (own_run / "log.csv").read_text(), re.M) == ["step", "2", "4", "6"]
 
 
 def test_only_force_replaces_a_run_and_its_own_files_alone(brief, own_run, one_line):
@@ -170,7 +166,6 @@ def test_only_force_replaces_a_run_and_its_own_files_alone(brief, own_run, one_l
     assert before == {path: path.read_bytes() for path in own_run.iterdir()}
     train("lstm", brief, own_run, "--force", steps=2)
     assert (own_run / "notes.txt").read_text() == "mine"
-    assert data.load_checkpoint(own_run / "last.pt")["step"] == 2
     assert not (own_run / "sample.wav").exists()  # the old run's; this one wrote no music
 
 
@@ -178,26 +173,14 @@ def test_a_diverged_run_goes_on_with_a_smaller_lr(own_run, one_line, monkeypatch
     """On the CPU, even where a GPU has appeared."""
     monkeypatch.setattr(data, "device_name", lambda text: text.replace("auto", "cuda"))
     resume = ["--out", str(own_run), "--resume", "--steps", "10"]
-    said = one_line(MODULES["lstm"].main, [*resume, "--lr", "1e25"])
-    assert "--resume with a smaller --lr" in said
+    assert "a smaller --lr" in one_line(MODULES["lstm"].main, [*resume, "--lr", "1e25"])
     MODULES["lstm"].main([*resume, "--lr", "1e-4"])
     held = data.load_checkpoint(own_run / "last.pt")
     assert held["args"]["lr"] == 1e-4 and held["args"]["hidden"] == 16
     assert [row["step"] for row in held["rows"]] == [2, 4, 6, 8, 10]
 
 
-def test_a_flipped_bit_of_a_weight_is_refused(own_run, one_line):
-    path, rng = own_run / "last.pt", random.Random(0)
-    weight = data.load_checkpoint(path)["parts"]["model"]["out.weight"].numpy().tobytes()
-    content = path.read_bytes()
-    for place in rng.choices(range(len(weight)), k=20):
-        flipped = bytearray(content)
-        flipped[content.index(weight) + place] ^= 1 << rng.randrange(8)
-        path.write_bytes(flipped)
-        assert "last.pt: damaged" in one_line(data.load_checkpoint, path)
-
-
-def test_checkpoints_that_do_not_fit_are_one_line(own_run, one_line):
+def test_checkpoints_that_do_not_fit_or_have_a_flipped_bit_are_one_line(own_run, one_line):
     resume = ["--out", str(own_run), "--resume", "--steps", "8"]
     assert "does not fit" in one_line(MODULES["lstm"].main, [*resume, "--hidden", "17"])
     assert "holds a model of lstm.py, not of vae.py" in one_line(MODULES["vae"].main, resume)
@@ -206,6 +189,14 @@ def test_checkpoints_that_do_not_fit_are_one_line(own_run, one_line):
     assert "last.pt: damaged" in one_line(MODULES["lstm"].main, resume)
     (own_run / "last.pt").unlink()
     assert "last.pt: no such file" in one_line(MODULES["lstm"].main, resume)
+    path, rng = own_run / "model.pt", random.Random(0)
+    weight = data.load_checkpoint(path)["parts"]["model"]["out.weight"].numpy().tobytes()
+    start, content = path.read_bytes().index(weight), bytearray(path.read_bytes())
+    for place in rng.choices(range(start, start + len(weight)), k=20):
+        content[place] ^= (bit := 1 << rng.randrange(8))
+        path.write_bytes(content)
+        assert "model.pt: damaged" in one_line(data.load_checkpoint, path)
+        content[place] ^= bit
 
 
 def test_ctrl_c_and_too_little_memory_are_one_line(one_line):
@@ -258,11 +249,11 @@ def test_flags_and_constructor_agree(name, parser_of):
 
 @all_six
 def test_model_files_import_nothing_of_each_other(name):
-    nodes = [*ast.walk(ast.parse((ROOT / f"{name}.py").read_text()))]
-    imported = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    imported += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
     allowed = {"data", "torch", "numpy"} | sys.stdlib_module_names
-    assert {module.split(".")[0] for module in imported} <= allowed
+    for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [getattr(node, "module", alias.name) for alias in node.names]
+            assert {module.split(".")[0] for module in modules} <= allowed
 
 
 def commands(text):

@@ -41,7 +41,7 @@ def test_straight_through_and_stop_gradient(batch):
 
 
 def test_the_codebook_follows_by_moving_averages_of_what_is_real(batch):
-    """The entry chosen is the nearest; N <- g N + (1 - g) n, m <- g m + (1 - g) sum z, e = m / N."""
+    """The nearest is chosen. N <- g N + (1 - g) n, m <- g m + (1 - g) sum z, e = m / N."""
     model, seen = watched()
     book = model.train().quantizer
     book.restart, book.decay = 0, 0.7

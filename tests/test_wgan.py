@@ -29,7 +29,6 @@ def test_penalty_of_a_linear_critic(batch):
 def test_the_penalty_has_second_derivatives_in_every_weight(device, batch):
     model = small("wgan").to(device)
     real, fake = heard(model, [x.to(device) for x in batch])
-    model.zero_grad()
     wgan.gradient_penalty(model.critic, real, fake).backward()
     assert all(weight.grad.any() for weight in model.critic.parameters() if weight.dim() > 1)
 
@@ -93,13 +92,11 @@ def test_what_the_critic_reads_but_the_notes_themselves_is_the_same_in_every_key
 
 
 def test_figures_of_bach_against_himself_and_of_noise(corpus):
-    def distances(figures):
-        return [value for name, value in figures.items() if name.endswith("_distance")]
     model, piece = small("wgan"), corpus.test[0][:64]
-    untrained = distances(wgan.evaluate(model, corpus.test))
-    assert untrained and min(untrained) > 0.2
+    noise = wgan.evaluate(model, corpus.test)
     bach = torch.from_numpy(piece).repeat(1, 2, 1)
     model.sample = lambda n, length, *_: bach[:, :length].expand(n, -1, -1)
     figures = wgan.evaluate(model, list(bach.numpy()))
-    assert distances(figures) == pytest.approx([0] * len(untrained), abs=1e-3)
     assert figures["alike"] == 1 and figures["silent"] == pytest.approx((~piece.any(1)).mean())
+    distances = [name for name in figures if name.endswith("_distance")]
+    assert distances and all(figures[name] < 1e-3 and noise[name] > 0.2 for name in distances)
