@@ -1,7 +1,7 @@
 """Speed, wherever it runs: python tests/benchmark.py [--device cpu] [--steps 30] [--only PART]
 
-Each model's training loop against a bare one on the same module, batch and optimizer; sampling
-against bare LSTM steps; reading a corpus against pretty_midi.
+Each model's training loop against a bare one on the same module, batch and optimizer; reading a
+corpus against pretty_midi.
 """
 
 import argparse
@@ -29,12 +29,8 @@ def now(device):
     return time.perf_counter()
 
 
-def seconds(function, device="cpu", repeats=5):
-    """Median seconds of a call, after two that do not count."""
-    times = []
-    for _ in range(repeats + 3):
-        times.append(now(device))
-        function()
+def median(times):
+    """Seconds between two times, the first two left out."""
     return float(np.median(np.diff(times)[2:]))
 
 
@@ -50,37 +46,21 @@ def loops(args):
         with (patch.object(data.Run, "add", add), contextlib.redirect_stdout(None),
               tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt)):
             module.main(["--out", folder, "--device", args.device, "--eval-every", "10000"])
-        run, real = runs[0], float(np.median(np.diff(times)[2:]))
+        run, bare = runs[0], []
         model, adam, n = run.model, run.parts["optimizer"], run.args.batch
         batch = data.Windows(run.corpus.train, model.window, args.device, full=True).sample(n)
         losses = [(lambda: model(*batch), adam, model)]
         if name == "wgan":
             losses = [(lambda: model(*batch), run.parts["critic"], model.critic),
                       (lambda: model.generator_loss(n), adam, model.generator)]
-
-        def step():
+        while len(bare) < len(times):
             for loss, optimizer, network in losses:
                 optimizer.zero_grad()
                 loss()[0].backward(inputs=[*network.parameters()])
                 optimizer.step()
-        bare, frames = seconds(step, args.device, args.steps), batch[1].numel()
-        print(f"{name}: {frames / real:,.0f} frames/s trained, bare {frames / bare:,.0f}: "
-              f"{bare / real:.2f}", flush=True)
-
-
-def sampling(args):
-    model = MODULES["lstm"].LSTM().to(args.device)
-    for n, length in ((1, 200), (1, 10_000), (64, 200)):
-
-        @data.sampling()
-        def bare():
-            frame, state = torch.zeros(n, 1, data.KEYS, device=args.device), None
-            for _ in range(length):
-                _, state = model.lstm(frame, state)
-        sampled = seconds(lambda: model.sample(n, length), args.device, 1)
-        alone = seconds(bare, args.device, 1)
-        print(f"lstm sampling {n} of {length}: {n * length / sampled:,.0f} frames/s; LSTM steps "
-              f"alone {n * length / alone:,.0f}: {alone / sampled:.2f}", flush=True)
+            bare.append(now(args.device))
+        real, bare = (batch[1].numel() / median(x) for x in (times, bare))
+        print(f"{name}: {real:,.0f} frames/s trained, bare {bare:,.0f}: {real / bare:.2f}")
 
 
 def corpus(args):
@@ -105,7 +85,7 @@ def corpus(args):
 
 
 def main():
-    parts = {part.__name__: part for part in (loops, sampling, corpus)}
+    parts = {part.__name__: part for part in (loops, corpus)}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=30, help="training steps timed")

@@ -33,15 +33,10 @@ SIZES = {"lstm": {"hidden": 16, "window": 32}, "vae": VAE, "hvae": VAE,
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory):
-    """Keep the tests out of the user's cache; one thread: small models need no more."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
 def scores(tmp_path_factory):
-    """A folder with twelve chorales as MIDI."""
+    """A folder with twelve chorales as MIDI. The user's cache stays as it is."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    torch.set_num_threads(1)  # small models need no more
     folder = tmp_path_factory.mktemp("corpus") / "chorales"
     data.export_bach(folder, CHORALES)
     return folder
@@ -49,7 +44,7 @@ def scores(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def corpus(scores):
-    """The twelve chorales: 8 pieces to train on, 2 to validate, 2 to test."""
+    """The twelve chorales: 8 to train on, 2 to validate, 2 to test."""
     return data.load_corpus(scores)
 
 
@@ -64,7 +59,7 @@ def brief(corpus, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def batch(corpus):
-    """Eight windows of real music, the last two padded: frames (8, 32, 88), mask (8, 32)."""
+    """Windows of real music, the last two padded: frames (8, 32, 88), mask (8, 32)."""
     torch.manual_seed(0)
     frames, mask = data.Windows(corpus.train, 32).sample(8)
     mask[-1, 20:] = mask[-2, 5:] = 0
@@ -111,8 +106,8 @@ def silence(monkeypatch, module=data):
         run.model.sample = lambda *_: torch.zeros(1, 8, 88)
         finish(run, test)
     monkeypatch.setattr(module.Run, "finish", finish_soon)
-    for function in ("write_music", "draw_curves"):
-        monkeypatch.setattr(module, function, lambda *_, **__: None)
+    monkeypatch.setattr(module, "write_music", lambda *_, **__: None)
+    monkeypatch.setattr(module, "draw_curves", lambda *_: None)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
-"""Killed trainings, damaged MIDI files and checkpoints, a full disk; needs fork. pytest tries a few,
-`BACH_TORTURE=50 pytest -s tests/test_torture.py` 50 kills and pairs of checkpoints of every model
-and 2,000 MIDI files, and says what survived."""
+"""Killed trainings, damaged files, a full disk (needs fork): a few of each; with BACH_TORTURE=50
+50 kills and pairs of checkpoints of every model, and 2,000 MIDI files."""
 
 import importlib
 import multiprocessing
@@ -18,14 +17,11 @@ from conftest import MODELS, outcome, silence, train
 
 resource = pytest.importorskip("resource")
 N = int(os.environ.get("BACH_TORTURE", 0))
-
-
 some = pytest.mark.parametrize("name", MODELS if N else ["vqvae"])
 
 
-def child(function, seconds=60.0):
-    """Run a function as main() of a forked process that is killed after so many seconds: exit
-    status, -9 if it was killed, and what it said on stderr."""
+def child(function, seconds=600.0):
+    """Run a function as main() of a fork, killed after so many seconds: exit status, stderr."""
     def run():
         os.dup2(said.fileno(), 2)
         sys.stdout, sys.stderr = open(os.devnull, "w"), os.fdopen(2, "w")
@@ -46,8 +42,8 @@ def child(function, seconds=60.0):
 def test_killed_runs_end_as_the_uninterrupted_one(name, brief, tmp_path):
     def trainer(out, *more):
         return lambda: train(name, brief, out, *more, steps=9, eval_every=3)
-    started, rng, resumed = time.time(), random.Random(1), 0
-    assert child(trainer(tmp_path / "whole"), 600) == (0, "")
+    started, rng = time.time(), random.Random(1)
+    assert child(trainer(tmp_path / "whole")) == (0, "")
     took, whole = time.time() - started, outcome(tmp_path / "whole")
     for i in range(N or 1):
         out, more = tmp_path / f"cut{i}", []
@@ -56,10 +52,8 @@ def test_killed_runs_end_as_the_uninterrupted_one(name, brief, tmp_path):
             for file in out.glob("*.pt"):
                 data.load_checkpoint(file, name)  # never half written
             more = ["--resume"] if (out / "last.pt").exists() else ["--force"]
-        resumed += more == ["--resume"]
-        assert child(trainer(out, *more), 600) == (0, "")
+        assert child(trainer(out, *more)) == (0, "")
         assert outcome(out) == whole and not list(out.glob(".*"))
-    print(f"{name}: {N} runs killed ended as the uninterrupted one; {resumed} went on")
 
 
 def damage(content, rng):
@@ -90,28 +84,22 @@ def test_damaged_midi_is_read_or_refused_in_seconds_and_in_a_gigabyte(brief, tmp
             file.write_bytes(damage(rng.choice(originals), rng))
             started = time.process_time()
             try:
-                roll, _ = data.midi_to_roll(file)
-                good += roll.dtype == bool and roll.shape[1:] == (88,)
+                good += data.midi_to_roll(file)[0].shape[1:] == (88,)
             except data.InputError as error:
                 assert str(error).startswith(f"{file}: ") and "\n" not in str(error)
             slowest = max(slowest, time.process_time() - started)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-        print(good, slowest, memory, file=sys.stderr)
-    status, said = child(read, seconds=10 * count)
-    assert status == 0, said
-    print(f"of {count} damaged MIDI files were read, seconds at most, MB at most: {said}")
-    good, slowest, memory = map(float, said.split())
-    assert good > 0 and slowest < 5 and memory < 1000
+        assert good and slowest < 5 and memory < 1000, (good, slowest, memory)
+    assert child(read) == (0, "")
 
 
 def damaged(content, held, rng):
     """A checkpoint's bytes, damaged, or its content, such that it makes no sense."""
     where, key, parts = rng.randrange(len(content)), rng.choice([*held]), held["parts"]
-    weight = {rng.choice([*parts["model"]]): torch.zeros(5)}
-    before, after = content[:where], content[where + 1:]
+    weight, before = {rng.choice([*parts["model"]]): torch.zeros(5)}, content[:where]
     return rng.choice([
-        before, before + bytes([content[where] ^ 1 << rng.randrange(8)]) + after,
-        before + rng.randbytes(500) + after[499:],
+        before, before + bytes([content[where] ^ 1 << rng.randrange(8)]) + content[where + 1:],
+        before + rng.randbytes(500) + content[where + 500:],
         {name: value for name, value in held.items() if name != key},
         held | {key: rng.choice([None, "text", -1, [], {}, torch.zeros(3)])},
         held | {"parts": parts | {"model": parts["model"] | weight}}])
@@ -119,9 +107,9 @@ def damaged(content, held, rng):
 
 @some
 def test_damaged_checkpoints_are_refused_or_work(name, brief, tmp_path):
-    rng, refused = random.Random(0), 0
+    rng = random.Random(0)
     assert child(lambda: train(name, brief, tmp_path, steps=3, eval_every=3)) == (0, "")
-    files = [(file, file.read_bytes(), data.load_checkpoint(file)) for file in tmp_path.glob("*.pt")]
+    files = [(x, x.read_bytes(), data.load_checkpoint(x)) for x in tmp_path.glob("*.pt")]
     draw = f"{tmp_path} -n 1 --length 4 --no-wav --out {tmp_path / 'samples'}"
     for i in range(N or 6):
         for file, *whole in files:
@@ -130,8 +118,6 @@ def test_damaged_checkpoints_are_refused_or_work(name, brief, tmp_path):
         for program, argv in (("sample", draw + str(i)), (name, f"--out {tmp_path} --resume")):
             status, said = child(lambda: importlib.import_module(program).main(argv.split()))
             assert status == 0 or status == 2 and said.count("\n") == 1, said
-            refused += status == 2
-    print(f"{name}: {refused} of {2 * N} damaged checkpoints refused, the others work")
 
 
 @some

@@ -30,8 +30,8 @@ def test_straight_through_and_stop_gradient(batch):
     def loss_at(step):  # of entries moved along the gradient that came back
         model.quantizer.forward = lambda _: (k, (codebook + step * slope / slope.norm())[k])
         return model(*batch)[0].item()
-    assert (loss_at(0.01) - loss_at(-0.01)) / 0.02 == pytest.approx(slope.norm().item(), rel=0.01)
-
+    rise = (loss_at(0.01) - loss_at(-0.01)) / 0.02
+    assert rise == pytest.approx(slope.norm().item(), rel=0.01)
     del model.quantizer.forward
     model.beta = 2.0
     committed, *again = gradients()
@@ -41,7 +41,7 @@ def test_straight_through_and_stop_gradient(batch):
 
 
 def test_the_codebook_follows_by_moving_averages_of_what_is_real(batch):
-    """The entry chosen is the nearest; N <- g N + (1 - g) n, m <- g m + (1 - g) sum z, e = m / N."""
+    """The nearest is chosen. N <- g N + (1 - g) n, m <- g m + (1 - g) sum z, e = m / N."""
     model, seen = watched()
     book = model.train().quantizer
     book.restart, book.decay = 0, 0.7
