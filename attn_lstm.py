@@ -24,7 +24,8 @@ Differences from the paper (--relations off leaves out the second to fifth, --wi
 - Relations: frames are read, and notes scored, by their distance from other notes as well as by
   name: what is learnt in one key holds in all. The heads see the last frame without dropout.
 - Tonality: which notes have sounded so far gives the key, and notes are scored by their degree.
-- Memory: the longest earlier passage that equals what was just played votes for what came next.
+- Memory: the longest earlier passage that equals what was just played votes for what came next
+  there, and attention for the notes and motions of the frames it sees.
 - Parallels: a score for moving in parallel with a chosen voice. A parallel fifth is the product
   of two intervals and a motion, which the network cannot see.
 - Dropout has one mask for all frames of a window. AdamW's decay is decoupled: as an L2 in Adam
@@ -274,9 +275,9 @@ class AttnLSTM(nn.Module):
     def sample(self, n, length, generator=None, temperature=1.0, top_p=0.8, prime=None,
                melody=None):
         """n new pieces as bool (n, length, 88), frame by frame; with prime, a bool (T, 88) roll,
-        what follows it. temperature, top_p: see data.sample_symbols. Each voice first holds or
-        leaves its note, of at least 95 % of the probability, then chooses another: one nucleus for
-        both would hold too often.
+        what follows it. temperature, top_p: see data.sample_symbols. A voice first chooses whether
+        to hold its note, from a nucleus of at least 95 %, then which other to take: one smaller
+        nucleus for both would hold too often.
 
         melody: bool (T, 88); where it sounds, its top note is kept as voice 0 and the other voices
         are drawn below it; where it rests, all stay below its last note.
