@@ -311,6 +311,7 @@ def train(args):
 
 def main(argv=None):
     parser = data.Parser(__doc__, "vae", log="nll: bound per frame; kl: per window; f1: from z")
+    parser.set_defaults(transpose=0.3333)  # most music lies where Bach's does
     add = parser.add_argument
     add("--window", type=data.positive_int, default=32, help="frames of a window, N")
     add("--steps", type=data.positive_int, default=1700, help="training steps")

@@ -368,6 +368,7 @@ def train(args):
 def main(argv=None):
     parser = data.Parser(__doc__, run="vqvae", log=(
         "nll, the bound in nats per frame, prior plus reconstruction; f1 of rebuilt notes"))
+    parser.set_defaults(transpose=0.3333)  # most music lies where Bach's does
     add = parser.add_argument
     add("--window", type=data.positive_int, default=128, help="frames of a training window")
     add("--steps", type=data.positive_int, default=600, help="training steps of the codec")

@@ -386,7 +386,6 @@ def main(argv=None):
     add("--n-critic", type=data.positive_int, default=1, help="critic steps per generator step")
     add("--critic-lr", type=data.positive, default=2e-3, help="learning rate of the critic")
     add("--average", type=data.decay, default=0.997, help="how slowly the averaged weights follow")
-    parser.set_defaults(transpose=1.0)  # a critic of fewer keys learns the key, not the music
     train(parser.parse(argv))
 
 
