@@ -16,7 +16,7 @@ def each(*cases):
         name, *flags = case.split()
         pairs = (flag.split("=") for flag in flags)
         return name, {flag: int(value) if value.isdigit() else value for flag, value in pairs}
-    return pytest.mark.parametrize("name, options", map(read, cases), ids=cases)
+    return pytest.mark.parametrize("name, options", [*map(read, cases)], ids=cases)
 
 
 def frame_nll(model, frames, mask, z=None):
