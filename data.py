@@ -162,15 +162,6 @@ def sample_symbols(logits, generator=None, temperature=1.0, top_p=1.0, skip_top=
     return symbols if draws else symbols[..., 0]
 
 
-def sample_voices(logits, generator=None, temperature=1.0, top_p=1.0, skip_top=0, draws=16):
-    """Draw a frame's voices independently: logits (..., V, 89) -> long (..., V). Voices that cross
-    or double are no frame: the first of several draws that is one is taken, else the first."""
-    voices = sample_symbols(logits, generator, temperature, top_p, skip_top, draws).mT
-    is_frame = (to_voices(from_voices(voices), voices.shape[-1]) == voices).all(-1)  # (..., draws)
-    first = is_frame.int().argmax(-1)  # of equals, argmax gives the first
-    return voices.take_along_dim(first[..., None, None], -2)[..., 0, :]
-
-
 # ------------------------------------------------------------------------------------------ corpus
 def progress(items, what):
     """Go through a list; on a terminal a line says how far."""

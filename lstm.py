@@ -64,26 +64,26 @@ class LSTM(nn.Module):
         prime: bool (T, 88), what they go on from. melody: bool (length, 88), whose top line voice 0
         has; the others stay below, and where it rests all stay up to its last note."""
         self.eval()
-        frame, state, roll, last = self.start.expand(n, 1, -1), None, [], 0
-        if prime is not None and len(prime):
-            prime = torch.as_tensor(prime, device=frame.device).float().expand(n, -1, -1)
-            _, state = self.logits(torch.cat([frame, prime[:, :-1]], 1))
-            frame = prime[:, -1:]
+        frames, state, roll, last = self.start.expand(n, 1, -1), None, [], 0
+        if prime is not None:
+            prime = torch.as_tensor(prime, device=frames.device).float().expand(n, -1, -1)
+            frames = torch.cat([frames, prime], 1)
         for t in data.progress(range(length), "sampling frames"):
-            logits, state = self.logits(frame, state)  # (n, 1, V, 89)
+            logits, state = self.logits(frames, state)
+            logits = logits[:, -1]  # (n, V, 89)
             if melody is not None:
                 top = int(data.to_voices(torch.as_tensor(melody[t]), 1))  # a symbol, 0 a rest
                 last = top or last
                 logits[..., last + (not top):] = -torch.inf
-                if top:
-                    logits[:, :, 0] = -torch.inf
-                    logits[:, :, 0, top] = 0
-                else:  # a voice rests with it
-                    logits[:, :, max(1, self.voices - 2), 1:] = -torch.inf
-            voices = data.sample_voices(logits, generator, temperature, top_p, skip_top)
-            roll.append(data.from_voices(voices))  # (n, 1, 88)
-            frame = roll[-1].float()
-        return torch.cat(roll, 1)
+                v = 0 if top else max(1, self.voices - 2)  # a voice that rests with the melody
+                logits[:, v] = -torch.inf
+                logits[:, v, top] = 0
+            voices = data.sample_symbols(logits, generator, temperature, top_p, skip_top, 16).mT
+            drawn = data.from_voices(voices)  # (n, 16, 88)
+            in_order = (data.to_voices(drawn, self.voices) == voices).all(-1)  # none cross or double
+            roll.append(drawn[torch.arange(n), in_order.int().argmax(-1)])  # the first such draw
+            frames = roll[-1][:, None].float()
+        return torch.stack(roll, 1)
 
 
 @torch.no_grad()

@@ -112,20 +112,6 @@ def test_sample_symbols():
     assert data.sample_symbols(near, temperature=0).all()  # the likeliest, however near the next
 
 
-def test_sample_voices_draws_the_distribution_of_real_frames():
-    """Two voices over three keys: the pairs that are frames, their probabilities scaled to one."""
-    logits = torch.full((2, 89), -torch.inf)
-    logits[:, [0, 40, 41, 42]] = torch.tensor([[0.5, 0.0, 1.0, 0.3], [0.2, 1.0, 0.4, -0.5]])
-    pairs = torch.cartesian_prod(*[torch.tensor([0, 40, 41, 42])] * 2)
-    legal = (data.to_voices(data.from_voices(pairs), 2) == pairs).all(1)
-    assert legal.sum() == 1 + 3 + 3  # silence, the top voice alone, two different keys in order
-    p = logits.log_softmax(-1)
-    want = (p[0, pairs[:, 0]] + p[1, pairs[:, 1]]).exp() * legal
-    drawn = data.sample_voices(logits.expand(10000, 2, 89), torch.Generator().manual_seed(0))
-    have = (drawn[:, None] == pairs).all(-1).float().mean(0)
-    assert torch.allclose(have, want / want.sum(), atol=0.015)
-
-
 def test_split_is_by_work_and_pinned():
     works = [f"bwv{i}" for i in range(253, 303)]
     split = data.split_works(works + works[::-1])

@@ -62,20 +62,20 @@ def test_sampling_draws_from_what_training_scores(name, options, batch, monkeypa
     """After a prime, with state carried past what attention sees: what was drawn has the roll's
     likelihood. So it does not cross or double."""
     model, drawn, codes, leaves = small(name, **options), [], [], None
-    by = "sample_voices" if name == "lstm" else "sample_symbols"
-    real = getattr(data, by)
+    real, scores = data.sample_symbols, []
 
     def spy(logits, *args, **more):
         nonlocal leaves
         symbols = real(logits, *args, **more)
-        p = logits.log_softmax(-1).gather(-1, symbols[..., None])[..., 0]
+        scores.append(logits.log_softmax(-1))
+        p = scores[-1].gather(-1, symbols.view(*logits.shape[:-1], -1))[..., 0]
         if leaves is not None:  # the choice just drawn was whether a note is left for this one
             p = torch.where(leaves > 0, p, 0)
         leaves = symbols if logits.shape[-1] == 2 else None
         codes.extend([symbols] * (logits.shape[-1] == 16))
         drawn.append(p.view(3, -1).sum(1))
         return symbols
-    monkeypatch.setattr(data, by, spy)
+    monkeypatch.setattr(data, "sample_symbols", spy)
     past = data.from_voices(data.to_voices(batch[0][:1, :12], model.voices))
     draw, z = {"generator": torch.Generator().manual_seed(0), "top_p": 1.0}, None
     if name in ("vae", "hvae"):
@@ -85,6 +85,9 @@ def test_sampling_draws_from_what_training_scores(name, options, batch, monkeypa
     else:
         roll = torch.cat([past.expand(3, -1, -1), model.sample(3, 20, prime=past[0], **draw)], 1)
     mask = torch.ones(3, 32)
+    if name == "lstm":  # which of the draws it took, the roll says
+        taken = data.to_voices(roll[:, 12:], model.voices)[..., None].unbind(1)
+        drawn = [p.gather(-1, symbols).sum((1, 2)) for p, symbols in zip(scores, taken)]
     if name == "vqvae":  # the codes that were drawn, not those that encode what was written
         given = model.halves(past.expand(3, -1, -1).float(), mask[:, :12])[2]
         codes = torch.cat([given, torch.stack(codes, 1).unflatten(1, (-1, model.codes))], 1)
@@ -92,6 +95,20 @@ def test_sampling_draws_from_what_training_scores(name, options, batch, monkeypa
                             lambda _: (codes, model.quantizer.entries[codes]))
     nll = frame_nll(model, roll.float(), mask, z)[:, 12:].sum(1)
     assert torch.allclose(-sum(drawn), nll, atol=1e-3) and roll[:, 12:].any()
+
+
+def test_lstm_draws_the_distribution_of_real_frames():
+    """Two voices over three keys: the pairs that are frames, their probabilities scaled to one."""
+    logits, model = torch.full((2, 89), -torch.inf), small("lstm", voices=2)
+    logits[:, [0, 40, 41, 42]] = torch.tensor([[0.5, 0.0, 1.0, 0.3], [0.2, 1.0, 0.4, -0.5]])
+    pairs = torch.cartesian_prod(*[torch.tensor([0, 40, 41, 42])] * 2)
+    pairs = pairs[(data.to_voices(data.from_voices(pairs), 2) == pairs).all(1)]
+    assert len(pairs) == 1 + 3 + 3  # silence, the top voice alone, two different keys in order
+    want = logits[[0, 1], pairs].sum(1).softmax(0)
+    model.logits = lambda *_: (logits.expand(10000, 1, 2, 89), None)
+    drawn = model.sample(10000, 1, torch.Generator().manual_seed(0), top_p=1.0)
+    have = (drawn == data.from_voices(pairs)).all(-1).float().mean(0)
+    assert torch.allclose(have, want, atol=0.015)
 
 
 @each("lstm", "attn_lstm", "attn_lstm heads=parallel attention=off", "attn_lstm relations=off",
