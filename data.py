@@ -258,10 +258,8 @@ def split_pieces(root, pieces):
     of = [piece.path.parts[0] for piece in pieces]  # the part of each
     note = f"{sum(map(of.count, {*of} - {*PARTS}))} files outside train/, valid/ and test/ left out"
     if not set(PARTS) <= set(of):
-        first = {}
-        for piece in pieces:
-            first.setdefault(run_hashes(piece.roll.numpy(), len(piece.roll))[0], piece)
-        repeats, pieces = len(pieces) - len(first), list(first.values())
+        whole = [run_hashes(piece.roll.numpy(), len(piece.roll))[0] for piece in pieces]
+        pieces = [piece for i, piece in enumerate(pieces) if whole.index(whole[i]) == i]
         bach = r"bwv\d+(\.\d+)?|" * (root.resolve() == BACH.resolve())  # 248.23-s is of 248.23
         works = [re.match(bach + ".*", piece.path.stem)[0] for piece in pieces]
         works = merge_works(works, [piece.roll.numpy() for piece in pieces])
@@ -269,7 +267,7 @@ def split_pieces(root, pieces):
         if len(split) < 3:
             raise InputError(f"{root}: too few works to split; give 3, or train/, valid/, test/")
         of = [split[work] for work in works]
-        note = f"{len(split)} works; {repeats} exact repeats left out"
+        note = f"{len(split)} works; {len(whole) - len(pieces)} exact repeats left out"
     return {part: [p for p, its in zip(pieces, of) if its == part] for part in PARTS}, note
 
 
@@ -358,10 +356,10 @@ def whole_pieces(pieces, n, device="cpu"):
 
 
 def divergence(a, b):
-    """Jensen-Shannon divergence of two histograms, arrays of counts: 0 the same .. 1 disjoint."""
-    if not a.any() or not b.any():
-        return float(a.any() != b.any())
-    p, q = a / a.sum(), b / b.sum()
+    """Jensen-Shannon divergence of two Counters, base 2: 0 the same .. 1 disjoint."""
+    if not a or not b:
+        return float(bool(a) != bool(b))
+    p, q = (np.array([counts[key] for key in a | b]) / counts.total() for counts in (a, b))
     entropy = [-(x[x > 0] * np.log2(x[x > 0])).sum() for x in (p, q, (p + q) / 2)]
     return max(0.0, float(entropy[2] - (entropy[0] + entropy[1]) / 2))
 
@@ -516,9 +514,8 @@ def load_checkpoint(path, model=None, parts=()):
     if not Path(path).exists():
         raise InputError(f"{path}: no such file; train a model first, or give its folder")
     held = load_zip(path)
-    if not isinstance(held, dict) or not all(
-            isinstance(held.get(name), kind) and held[name] not in ([], {})
-            for name, kind in kinds.items()):
+    fits = isinstance(held, dict) and {name: type(held[name]) for name in held} == kinds
+    if not fits or not held["rows"] or not held["args"]:
         raise InputError(f"{path}: damaged, or no checkpoint of this project; train again")
     if model and held["model"] != model:
         raise InputError(f"{path}: holds a model of {held['model']}.py, not of {model}.py")

@@ -424,17 +424,11 @@ def style(rolls):
     return out
 
 
-def divergence(a, b):
-    """Jensen-Shannon divergence of two Counters, base 2: 0 the same .. 1 disjoint."""
-    keys = list(a.keys() | b.keys())
-    return data.divergence(*(np.array([counts[k] for k in keys], float) for counts in (a, b)))
-
-
 def style_distance(rolls, reference):
     """The divergence of each of style()'s histograms between rolls and a reference's style(), and
     their mean ("style")."""
     have = style(rolls)
-    each = {name: divergence(have[name], reference[name]) for name in reference}
+    each = {name: data.divergence(have[name], reference[name]) for name in reference}
     return {"style": float(np.mean(list(each.values()))), **each}
 
 

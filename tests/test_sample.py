@@ -182,7 +182,7 @@ def chords(*keys):
 def test_style_of_equal_transposed_and_disjoint_sets(corpus):
     mixed = -0.75 * np.log2(0.75) - 0.25 * np.log2(0.25) - 0.5  # of (1/2, 1/2) and (1, 0)
     for a, b, want in (("aabb", "aaabbb", 0), ("aa", "b", 1), ("", "a", 1), ("ab", "a", mixed)):
-        assert sample.divergence(Counter(a), Counter(b)) == pytest.approx(want)
+        assert data.divergence(Counter(a), Counter(b)) == pytest.approx(want)
     reference = sample.style(corpus.test)
     assert max(sample.style_distance(corpus.test, reference).values()) < 1e-9
     a, b = sample.style(corpus.test[:1]), sample.style([np.roll(corpus.test[0], 5, 1)])
