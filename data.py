@@ -92,15 +92,13 @@ def usual_time_step(notes):
 
 
 def notes_to_roll(notes, time_step):
-    """Notes as of read_notes -> (roll (T, 88), how many notes lie off the 88 keys). Frame t is what
-    sounds a quarter of a step after its start, so that a few ticks do no harm."""
+    """Notes as of read_notes -> roll (T, 88), less those off the 88 keys. Frame t is what sounds a
+    quarter of a step after its start, so that a few ticks do no harm."""
     first, last = np.ceil(notes[:, :2].T / time_step - 0.25 - 1e-6).astype(int)
-    key = notes[:, 2].astype(int) - LOWEST
-    inside = (key >= 0) & (key < KEYS)
-    roll = np.zeros((last.max(initial=0), KEYS), bool)
-    for a, b, k in zip(first[inside].clip(0), last[inside], key[inside]):
-        roll[a:b, k] = True
-    return roll, int((~inside).sum())
+    roll = np.zeros((last.max(initial=0), 128), bool)  # of all pitches
+    for a, b, pitch in zip(first.clip(0), last, notes[:, 2].astype(int)):
+        roll[a:b, pitch] = True
+    return roll[:, LOWEST:LOWEST + KEYS]
 
 
 def midi_to_roll(path, time_step=None):
@@ -108,7 +106,7 @@ def midi_to_roll(path, time_step=None):
     the piece's own. Raises InputError with the file's name and the reason."""
     notes, _ = read_notes(path)
     time_step = usual_time_step(notes) if time_step is None else note_value(time_step)
-    return notes_to_roll(notes, time_step)[0], time_step
+    return notes_to_roll(notes, time_step), time_step
 
 
 def cut_silence(roll, longest=4):
@@ -123,13 +121,10 @@ def to_voices(frames, voices=4):
     """The symbol of each voice: frames (..., 88) -> long (..., V), 0 a rest, k + 1 key k. The last
     voice has the lowest of several notes, the others have the highest, from the top downwards."""
     symbols = (frames > 0) * torch.arange(1, SYMBOLS, device=frames.device)  # 0 where a key is off
-    highest = symbols.amax(-1, keepdim=True)
-    if voices == 1:
-        return highest
     lowest = symbols.masked_fill(symbols == 0, SYMBOLS).amin(-1, keepdim=True)
-    lowest = lowest * (lowest < highest)  # 0 where there are not several notes
-    others = symbols.masked_fill(symbols == lowest, 0)
-    return torch.cat([others.topk(voices - 1, -1).values, lowest], -1)
+    lowest = lowest * (lowest < symbols.amax(-1, keepdim=True))  # 0 where there are not several
+    others = symbols.masked_fill(symbols == lowest, 0).topk(max(1, voices - 1), -1).values
+    return torch.cat([others, lowest], -1)[..., :voices]
 
 
 def from_voices(voices):
@@ -140,8 +135,7 @@ def from_voices(voices):
 
 @contextlib.contextmanager
 def sampling():
-    """Decorates what runs a network frame by frame: no gradients and, on the CPU, PyTorch's own
-    LSTM; oneDNN's prepares its weights anew in every call, which takes longer than one frame."""
+    """Decorates sampling: no gradients, and no oneDNN, whose LSTM prepares its weights in each call."""
     with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
         yield
 
@@ -223,8 +217,8 @@ def read_corpus(root, files, time_step, voices):
         try:
             notes, drums = read_notes(file)
             step = time_step or usual_time_step(notes)
-            roll, off_keys = notes_to_roll(notes, step)
-            full = torch.from_numpy(cut_silence(roll))
+            off_keys = (~np.isin(notes[:, 2] - LOWEST, range(KEYS))).sum()
+            full = torch.from_numpy(cut_silence(notes_to_roll(notes, step)))
             if not len(full):
                 raise InputError(f"{file}: no note on the 88 keys")
             roll = from_voices(to_voices(full, voices))
@@ -390,8 +384,7 @@ class Parser(argparse.ArgumentParser):
             add("--time-step", type=note_value, help="of all pieces, as 1/16 (default: its own)")
             add("--voices", type=number(int, 1, KEYS), default=4, help="notes at once; 1: the top")
         if run:
-            add("--transpose", type=probability, default=1.0,
-                help="share of windows moved by -6..+5 semitones")
+            add("--transpose", type=probability, default=1.0, help="share moved by -6..5 semitones")
             add("--out", default=f"runs/{run}", help="run folder")
             add("--seed", type=natural, default=0, help="of weights, batches and samples")
             add("--device", type=device_name, default="auto", help="cpu or cuda; auto: cuda if any")
@@ -542,6 +535,7 @@ class Run:
 
     def __init__(self, name, args, model, corpus, **parts):
         self.name, self.args, self.model, self.corpus = name, args, model, corpus
+        self.about = {"model": name, "corpus": corpus.name, "time_step": corpus.time_step}
         self.parts = {"model": model, **parts}
         self.folder, self.rows, self.sums = Path(args.out), [], Counter()
         self.step, self.best, self.seconds = 0, math.inf, 0.0
@@ -600,20 +594,15 @@ class Run:
             names = dict.fromkeys(name for row in self.rows for name in row)
             lines = [names, *([str(row.get(name, "")) for name in names] for row in self.rows)]
             (self.folder / "log.csv").write_text("".join(",".join(x) + "\n" for x in lines))
+            files = {"last.pt": self.parts}
             if best is not None and best < self.best:
-                self.best = best
-                self._save("model.pt", {"model": self.model})
-            self._save("last.pt", self.parts)
+                self.best, files = best, {"model.pt": {"model": self.model}, **files}
+            for file, parts in files.items():
+                save_checkpoint(self.folder / file, self.about | {
+                    "class": type(self.model).__name__, "args": vars(self.args), "step": self.step,
+                    "config": config(type(self.model), self.args), "best": self.best,
+                    "rows": self.rows, "parts": {key: parts[key].state_dict() for key in parts}})
         sum_over_processes(torch.zeros(1))  # the others wait until the first has written it
-
-    def _save(self, file, parts):
-        """Write a checkpoint of the states of these parts."""
-        save_checkpoint(self.folder / file, {
-            "model": self.name, "class": type(self.model).__name__, "step": self.step,
-            "config": config(type(self.model), self.args), "best": self.best, "rows": self.rows,
-            "corpus": self.corpus.name, "time_step": self.corpus.time_step,
-            "args": vars(self.args) | {"resume": False, "force": False},
-            "parts": {name: part.state_dict() for name, part in parts.items()}})
 
     def load_best(self):
         """Put the weights of the best validation step into the model."""
@@ -625,10 +614,9 @@ class Run:
         if RANK:
             return
         speed = np.mean([row["frames_per_second"] for row in self.rows])
-        result = {"model": self.name, "params": self.params, "steps": self.step, "test": test,
-                  "train_seconds": round(self.seconds, 1), "frames_per_second": round(speed),
-                  "corpus": self.corpus.name, "time_step": self.corpus.time_step,
-                  "config": vars(self.args)}
+        result = self.about | {
+            "params": self.params, "steps": self.step, "test": test, "config": vars(self.args),
+            "train_seconds": round(self.seconds, 1), "frames_per_second": round(speed)}
         (self.folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
         draw_curves({self.name: self.rows}, self.folder / "curves.png")
         generator = torch.Generator(self.args.device).manual_seed(self.args.seed)

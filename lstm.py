@@ -80,8 +80,8 @@ class LSTM(nn.Module):
                 logits[:, v, top] = 0
             voices = data.sample_symbols(logits, generator, temperature, top_p, skip_top, 16).mT
             drawn = data.from_voices(voices)  # (n, 16, 88)
-            in_order = (data.to_voices(drawn, self.voices) == voices).all(-1)  # none cross or double
-            roll.append(drawn[torch.arange(n), in_order.int().argmax(-1)])  # the first such draw
+            legal = (data.to_voices(drawn, self.voices) == voices).all(-1)  # no two cross or double
+            roll.append(drawn[torch.arange(n), legal.int().argmax(-1)])  # the first legal draw
             frames = roll[-1][:, None].float()
         return torch.stack(roll, 1)
 

@@ -110,7 +110,7 @@ def read_score(path, bpm=None):
 def to_grid(path, notes, held, args):
     """Notes as the model reads them: (roll (T, 88), time step in quarter notes). Says how."""
     time_step = args.time_step or held["time_step"]
-    roll = torch.from_numpy(data.notes_to_roll(notes, time_step)[0])
+    roll = torch.from_numpy(data.notes_to_roll(notes, time_step))
     roll = data.from_voices(data.to_voices(roll, held["voices"])).numpy()
     kept = int((np.diff(np.ceil(notes[:, :2] / time_step - 0.25 - 1e-6)) > 0).sum())
     print(f"{path}: the model reads it in time steps of {note_name(time_step)} ("

@@ -82,7 +82,7 @@ def test_a_beginning_goes_on_with_its_metre_and_a_marker(runs, scores, tmp_path,
     kinds = ("set_tempo", "time_signature", "key_signature")
     assert [event for event in events if event[1] != "marker"] == [
         event for event in read(file)[1] if event[0] < frames / 2 and event[1] in kinds]
-    roll = data.notes_to_roll(np.concatenate([*map(np.array, parts.values())]), 0.5)[0]
+    roll = data.notes_to_roll(np.concatenate([*map(np.array, parts.values())]), 0.5)
     assert np.array_equal(roll[:frames], data.midi_to_roll(file, 0.5)[0][:frames])
     assert len(roll) <= frames + 16
 
