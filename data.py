@@ -135,7 +135,7 @@ def from_voices(voices):
 
 @contextlib.contextmanager
 def sampling():
-    """Decorates sampling: no gradients, and no oneDNN, whose LSTM prepares its weights in each call."""
+    """Decorates sampling: no gradients, and no oneDNN: its LSTM prepares weights in every call."""
     with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
         yield
 
@@ -184,11 +184,10 @@ def export_bach(folder=BACH, names=None):
 
 
 def load_corpus(folder=None, time_step=None, voices=4):
-    """Read a folder of MIDI files, searched below; parsed once, then cached. folder: None for the
-    default corpus; time_step: of every piece, in quarter notes; None for each piece's own. Returns
-    a namespace: train, valid, test: lists of pieces, bool (T, 88), of notes that the voices can
-    hold; names: {part: their file stems}; time_step: the training pieces' commonest; name; report:
-    lines of what it holds and lacks. Raises InputError if it cannot be read or split."""
+    """The MIDI files below a folder, parsed once, then cached. folder: None for the default corpus;
+    time_step: of every piece, in quarter notes; None for each piece's own. Returns a namespace:
+    train, valid, test: lists of pieces, bool (T, 88), less notes beyond the voices; names: {part:
+    file stems}; time_step: the commonest in training; name; report: lines. Raises InputError."""
     root = Path(BACH if folder is None else folder)
     if folder is None and not root.is_dir():
         export_bach()
@@ -256,12 +255,10 @@ def split_pieces(root, pieces):
         pieces = [piece for i, piece in enumerate(pieces) if whole.index(whole[i]) == i]
         bach = r"bwv\d+(\.\d+)?|" * (root.resolve() == BACH.resolve())  # 248.23-s is of 248.23
         works = [re.match(bach + ".*", piece.path.stem)[0] for piece in pieces]
-        works = merge_works(works, [piece.roll.numpy() for piece in pieces])
-        split = split_works(works)
-        if len(split) < 3:
+        of, count = split_works(works, [piece.roll.numpy() for piece in pieces])
+        if count < 3:
             raise InputError(f"{root}: too few works to split; give 3, or train/, valid/, test/")
-        of = [split[work] for work in works]
-        note = f"{len(split)} works; {len(whole) - len(pieces)} exact repeats left out"
+        note = f"{count} works; {len(whole) - len(pieces)} exact repeats left out"
     return {part: [p for p, its in zip(pieces, of) if its == part] for part in PARTS}, note
 
 
@@ -271,22 +268,19 @@ def run_hashes(roll, length=32):
     return [hash(np.roll(run, -run.any(0).argmax(), 1).tobytes()) for run in runs]
 
 
-def merge_works(works, rolls):
-    """Give one name to works (N,) that share 32 frames in any transposition: no split cuts them."""
+def split_works(works, rolls):
+    """The part of each of these works (N,), and their number: any that share 32 frames, transposed
+    or not, are one. By the MD5 of the names a tenth is test, the next valid, the rest train."""
     name, owner = {work: work for work in works}, {}
     for work, roll in zip(works, rolls):
         for run in run_hashes(roll):
             keep, drop = sorted((name[work], name[owner.setdefault(run, work)]))
             if keep != drop:
                 name = {other: keep if held == drop else held for other, held in name.items()}
-    return [name[work] for work in works]
-
-
-def split_works(works):
-    """{work: part}: by the MD5 of the names a tenth is test, the next valid, the rest train."""
-    works = sorted(set(works), key=lambda work: hashlib.md5(work.encode()).hexdigest())
-    tenth = math.ceil(len(works) / 10)
-    return dict(zip(works, ["test"] * tenth + ["valid"] * tenth + ["train"] * len(works)))
+    order = sorted(set(name.values()), key=lambda work: hashlib.md5(work.encode()).hexdigest())
+    tenth = math.ceil(len(order) / 10)
+    part = dict(zip(order, ["test"] * tenth + ["valid"] * tenth + ["train"] * len(order)))
+    return [part[name[work]] for work in works], len(order)
 
 
 # ----------------------------------------------------------------------------------------- batches
@@ -331,8 +325,7 @@ class Windows:
         shift = (shift * (torch.rand(n, 1, device=device) < transpose))[RANK::WORLD]
         frames, mask = self._gather(which)
         source = torch.arange(6, 6 + KEYS, device=device) - shift  # of each key, among 6+88+6
-        wide = torch.nn.functional.pad(frames, (6, 6))
-        moved = wide.gather(2, source[:, None].expand_as(frames))
+        moved = torch.nn.functional.pad(frames, (6, 6)).gather(2, source[:, None].expand_as(frames))
         whole = moved.sum((1, 2), keepdim=True) == frames.sum((1, 2), keepdim=True)
         return torch.where(whole, moved, frames), mask
 
@@ -344,8 +337,7 @@ class Windows:
 def whole_pieces(pieces, n, device="cpu"):
     """Whole pieces, shortest first, as frames (<= n, T, 88) and mask (<= n, T), padded."""
     pieces = sorted(pieces, key=len)
-    for i in range(0, len(pieces), n):
-        some = pieces[i:i + n]
+    for some in (pieces[i:i + n] for i in range(0, len(pieces), n)):
         yield next(Windows(some, len(some[-1]), device).chunks(n))
 
 
@@ -364,11 +356,6 @@ def sum_over_processes(x):
     if WORLD > 1:
         distributed.all_reduce(x := x.clone())
     return x
-
-
-def from_first_process(x):
-    """The first process's value of a tensor, in each."""
-    return sum_over_processes(torch.zeros_like(x) if RANK else x)
 
 
 class Parser(argparse.ArgumentParser):
@@ -538,7 +525,7 @@ class Run:
         self.about = {"model": name, "corpus": corpus.name, "time_step": corpus.time_step}
         self.parts = {"model": model, **parts}
         self.folder, self.rows, self.sums = Path(args.out), [], Counter()
-        self.step, self.best, self.seconds = 0, math.inf, 0.0
+        self.step, self.best, self.seconds, self.started = 0, math.inf, 0.0, time.time()
         self.params = sum(p.numel() for p in model.parameters())
         if args.resume:
             held = load_checkpoint(self.folder / "last.pt", name, self.parts)
@@ -552,7 +539,6 @@ class Run:
                 if not args.force and (self.folder / file).exists():
                     raise InputError(f"{args.out} holds a run: --resume, --force, or another --out")
                 (self.folder / file).unlink(missing_ok=True)  # of a run, by force, these alone go
-        self.started = time.time()
         print(f"{name}: {self.params:,} parameters on {args.device}; run folder {self.folder}"
               + f", going on from step {self.step}" * (self.step > 0), flush=True)
 
@@ -566,9 +552,8 @@ class Run:
         """With several processes, make a module's gradients those of the whole batch."""
         if WORLD > 1:  # means of the processes', weighted by their real frames
             weight = mask.sum() / sum_over_processes(mask.sum())
-            for parameter in module.parameters():
-                if parameter.grad is not None:
-                    parameter.grad = sum_over_processes(parameter.grad * weight)
+            for parameter in (p for p in module.parameters() if p.grad is not None):
+                parameter.grad = sum_over_processes(parameter.grad * weight)
 
     def add(self, values, mask):
         """Count a step's losses, tensors () that stay on the device, for the next log line."""
@@ -679,9 +664,8 @@ def draw_score(axis, title, score):
     """Draw a PrettyMIDI's notes, a colour per instrument."""
     axis.set_yticks(range(24, 109, 12), [f"C{octave}" for octave in range(1, 9)])
     for i, part in enumerate(score.instruments):
-        notes = np.array([(note.start, note.end, note.pitch) for note in part.notes])
-        start, end, pitch = notes.reshape(-1, 3).T
-        axis.barh(pitch, end - start, 1, start, color=f"C{i}", label=part.name, ec="white", lw=0.5)
+        a, b, pitch = np.array([(n.start, n.end, n.pitch) for n in part.notes]).reshape(-1, 3).T
+        axis.barh(pitch, b - a, 1, a, color=f"C{i}", label=part.name, ec="white", lw=0.5)
     axis.set(title=title, xlabel="seconds", xlim=(0, score.get_end_time() or 1))
     axis.grid(alpha=0.4)
     axis.legend(handles=axis.containers, loc=(1.01, 0.3), ncols=1 + len(axis.containers) // 8)

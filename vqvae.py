@@ -66,9 +66,9 @@ class Quantizer(nn.Module):
         # Dead entries start again on vectors far from their own: near a live one they die again.
         far = (z - self.entries[k]).pow(2).sum(-1).nan_to_num(0, 0) * real
         new = z[torch.multinomial(far + 1e-9, len(self.entries), replacement=True)]
-        mean = self.counts.mean()
+        mean, first = self.counts.mean(), data.RANK == 0  # whose new vectors all processes take
         dead = self.counts < self.restart * mean  # (K, 1)
-        self.sums.copy_(torch.where(dead, data.from_first_process(new) * mean, self.sums))
+        self.sums.copy_(torch.where(dead, data.sum_over_processes(first * mean * new), self.sums))
         self.counts.copy_(torch.where(dead, mean, self.counts))
         self.entries.copy_(self.sums / self.counts)
 

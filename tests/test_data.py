@@ -114,11 +114,11 @@ def test_sample_symbols():
 
 def test_split_is_by_work_and_pinned():
     works = [f"bwv{i}" for i in range(253, 303)]
-    split = data.split_works(works + works[::-1])
-    assert sorted(split) == works and sorted(split.values()).count("valid") == 5
-    assert [work for work in split if split[work] == "test"] == [  # by MD5
-        "bwv272", "bwv254", "bwv266", "bwv263", "bwv253"]
-    assert sorted(data.split_works("abc").values()) == ["test", "train", "valid"]
+    parts, count = data.split_works(works + works[::-1], [])
+    assert count == 50 and parts == parts[::-1] and parts[:50].count("valid") == 5
+    assert {work for work, part in zip(works, parts) if part == "test"} == {  # by MD5
+        "bwv272", "bwv254", "bwv266", "bwv263", "bwv253"}
+    assert sorted(data.split_works("abc", [])[0]) == ["test", "train", "valid"]
 
 
 def test_shared_runs_merge_works_in_any_transposition(corpus):
@@ -126,8 +126,9 @@ def test_shared_runs_merge_works_in_any_transposition(corpus):
 
     def quoting(frames):
         return np.concatenate([b[:20], np.roll(a, -3, 1)[10:10 + frames], b[20:]])
-    assert data.merge_works(list("abcd"), [a, quoting(32), c, d]) == ["a", "a", "c", "d"]
-    assert data.merge_works(list("ab"), [a, quoting(31)]) == ["a", "b"]
+    parts, count = data.split_works("abcd", [a, quoting(32), c, d])
+    assert count == 3 and parts[0] == parts[1] and {*parts} == {*data.PARTS}
+    assert data.split_works("ab", [a, quoting(31)])[1] == 2
 
 
 def test_default_corpus_is_pinned():
