@@ -583,7 +583,8 @@ def measure(rolls, reference, where=None):
     if where:
         copied = [copied_run(roll, where) for roll in rolls]
         row["copied run, median / longest"] = f"{np.median(copied):.0f} / {max(copied)}"
-    details = {name: f"{value:.3f}" for name, value in list(distance.items())[1:-1]}
+    details = {name: f"{value:.3f}" for name, value in distance.items()
+               if name not in ("style", "chord change")}  # which stand in the row
     return distance, row, details | {name: f"{v:.2f}" for name, v in describe(rolls).items()}
 
 
@@ -599,10 +600,9 @@ def sample_run(path, model, held, n, length, args):
         nll, trained = result["test"].get("nll"), f"{result['train_seconds'] / 60:.1f} min"
     except (OSError, ValueError, KeyError):
         nll, trained = None, f"unfinished: step {held['step']} of {held['args']['steps']}"
-    size = sum(p.numel() for p in model.parameters()) / 1e6
-    return rolls, {"parameters": f"{size:.2f} M",
-                   "test nats per frame": "" if nll is None else f"{nll:.2f}"}, {
-                       "training": trained, "frames sampled / s": f"{speed:,.0f}"}
+    size, nll = sum(p.numel() for p in model.parameters()), "" if nll is None else f"{nll:.2f}"
+    before = {"parameters": f"{size / 1e6:.2f} M", "test nats per frame": nll}
+    return rolls, before, {"training": trained, "frames sampled / s": f"{speed:,.0f}"}
 
 
 def compare(args):
