@@ -40,9 +40,8 @@ def often(past, T):
     """How often each pitch class has sounded after each of the last T frames of past (B, S, V),
     lately most: the key, more or less. (B, T, 12), logarithms less that of the mean."""
     time = torch.arange(past.shape[1], device=past.device)
-    ago = time[-T:, None] - time  # (T, S)
-    sound = (F.one_hot(past % 12, 12) * (past > 0)[..., None]).sum(2).float()  # (B, S, 12)
-    tally = (FADE ** ago.clamp(min=0) * (ago >= 0)) @ sound
+    fade = (FADE ** (time[-T:, None] - time)).tril(len(time) - T)  # (T, S), 0 for later frames
+    tally = fade @ (F.one_hot(past % 12, 12) * (past > 0)[..., None]).sum(2).float()
     return (tally + 1).log() - (tally.mean(-1, keepdim=True) + 1).log()
 
 
@@ -61,37 +60,34 @@ class Heads(nn.Module):
             nn.Sequential(nn.Linear(inputs + 96 * i, hidden), nn.ReLU(), nn.Dropout(dropout),
                           nn.Linear(hidden, sum(sizes))) for i, sizes in enumerate(self.sizes))
 
-    def logits(self, i, x, past, voices):
-        """Logits (B, T, 89) of the i-th voice in order, from what the decoder knows, x (B, T, .),
-        the frames before, past (B, S, V), S >= T, and the chosen ones in voices (B, T, V)."""
-        v, chosen, last = self.order[i], self.order[:i], past[:, -x.shape[1]:]
-        own, x = last[..., v], [x, often(past, x.shape[1])]
-        x += [self.interval(interval(last[..., u], own)) for u in self.order if u != v]
-        for u in chosen:  # its pitch, its motion, its interval from this voice's last note
-            x += [self.pitch(voices[..., u]),
-                  self.interval(interval(voices[..., u], last[..., u])),
-                  self.interval(interval(voices[..., u], own))]
-        logits, motion, *pairs = self.heads[i](torch.cat(x, -1)).split(self.sizes[i], -1)
-        logits = logits + relative(motion, own)
-        for u, harmony, parallel in zip(chosen, pairs[::2], pairs[1::2]):
-            now, then = voices[..., u], last[..., u]
-            along = (own + now - then).clamp(0, data.KEYS)  # the note that keeps the interval
-            moves = (now > 0) & (then > 0) & (own > 0) & (now != then)
-            score = parallel.gather(-1, ((then - own) % 12)[..., None]) * moves[..., None]
-            logits = (logits + relative(harmony, now)).scatter_add(-1, along[..., None], score)
-            symbols, now = torch.arange(data.SYMBOLS, device=own.device), now[..., None]
-            fits = (symbols < now) if u < v else (symbols > now) & (now > 0)
-            logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)  # a rest always fits
-        return logits
-
-    def draw(self, x, past, generator=None, temperature=1.0, top_p=1.0):
-        """Voices drawn (B, T, V), and their softmax as a frame: each key's chance (B, T, 88)."""
-        voices, silent = torch.zeros_like(past[:, -x.shape[1]:]), 1.0
-        for i, v in enumerate(self.order):
-            logits = self.logits(i, x, past, voices.clone())
-            voices[..., v] = data.sample_symbols(logits, generator, temperature, top_p)
+    def forward(self, x, past, voices=None, **draw):
+        """The frames after the last T of past (B, S, V), from what the decoder knows, x (B, T, .):
+        voices (B, T, V), as given or drawn by data.sample_symbols(logits, **draw); -log p of each
+        frame (B, T); and, for --feed softmax, the chance of each key (B, T, 88)."""
+        last, x = past[:, -x.shape[1]:], torch.cat([x, often(past, x.shape[1])], -1)
+        symbols = torch.arange(data.SYMBOLS, device=x.device)
+        chosen, nll, silent = {}, 0, 1
+        for v, head, sizes in zip(self.order, self.heads, self.sizes):
+            own = last[..., v]
+            known = [x, *(self.interval(interval(last[..., u], own)) for u in self.order if u != v)]
+            for u, now in chosen.items():  # its pitch, its motion, its interval from v's last note
+                known += [self.pitch(now), self.interval(interval(now, last[..., u])),
+                          self.interval(interval(now, own))]
+            logits, motion, *pairs = head(torch.cat(known, -1)).split(sizes, -1)
+            logits = logits + relative(motion, own)
+            for (u, now), harmony, parallel in zip(chosen.items(), pairs[::2], pairs[1::2]):
+                then = last[..., u]
+                along = (own + now - then).clamp(0, data.KEYS)  # the note that keeps the interval
+                moves = (now > 0) & (then > 0) & (own > 0) & (now != then)
+                score = parallel.gather(-1, ((then - own) % 12)[..., None]) * moves[..., None]
+                logits = (logits + relative(harmony, now)).scatter_add(-1, along[..., None], score)
+                now = now[..., None]
+                fits = (symbols < now) if u < v else (symbols > now) & (now > 0)
+                logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)  # a rest always fits
+            chosen[v] = data.sample_symbols(logits, **draw) if voices is None else voices[..., v]
+            nll = nll + F.cross_entropy(logits.mT, chosen[v], reduction="none")
             silent = silent * (1 - logits.softmax(-1)[..., 1:])
-        return voices, 1 - silent
+        return torch.stack([chosen[v] for v in sorted(chosen)], -1), nll, 1 - silent
 
 
 class Encoder(nn.Module):
@@ -123,8 +119,8 @@ class HVAE(nn.Module):
         super().__init__()
         U = window // segment if features else 1
         if window % segment or latent % U:
-            raise data.InputError(f"--segment {segment} must divide --window {window}, and the "
-                                  f"number of segments --latent {latent}")
+            raise data.InputError(f"--segment must divide --window {window}, the number of segments "
+                                  f"--latent {latent}")
         self.voices, self.window, self.latent, self.features = voices, window, latent, features
         self.feed, self.drop, self.beta, self.rec_mean = feed, drop, beta, rec_mean
         D = latent // U  # numbers in each of z's U shares
@@ -183,15 +179,12 @@ class HVAE(nn.Module):
             for t, view in enumerate(views.split(1, 1)):
                 state = state if t % self.segment else None
                 now, state = self.read(frame, past[:, :2], view, e[:, t // self.segment], state)
-                _, frame = self.heads.draw(torch.cat([now, view], -1), past[:, :1], temperature=0)
+                *_, frame = self.heads(torch.cat([now, view], -1), past[:, :1], temperature=0)
                 h.append(now)
             h = torch.cat(h, 1)
         h, e = self.dropout(h), self.dropout(e)  # (B, N, H), (B, U, H)
         m, logs = F.pad(self.prior(e[:, :self.shape[0] - 1]), (0, 0, 1, 0)).chunk(2, -1)
-        x = torch.cat([h, views], -1)
-        nll = sum(F.cross_entropy(self.heads.logits(i, x, past[:, 1:], voices).mT,
-                                  voices[..., v], reduction="none")
-                  for i, v in enumerate(self.heads.order))
+        _, nll, _ = self.heads(torch.cat([h, views], -1), past[:, 1:], voices)
         return mask * nll[:, :mask.shape[1]], m.flatten(1), logs.flatten(1)
 
     def terms(self, frames, mask, seen=True):
@@ -203,8 +196,7 @@ class HVAE(nn.Module):
 
     def nll(self, frames, mask):
         """Upper bound on -log p of each window in nats, with one z drawn: (B,)."""
-        nll, kl = self.terms(frames, mask)
-        return nll.sum(1) + kl.sum(1)
+        return sum(part.sum(1) for part in self.terms(frames, mask))
 
     def forward(self, frames, mask):
         """frames (B, T, 88), mask (B, T) -> loss in nats per frame, and its parts for the log."""
@@ -234,8 +226,8 @@ class HVAE(nn.Module):
             state = state if t % self.segment else None
             view, start = views[:, t:t + 1], e[:, t // self.segment]
             h, state = self.read(frame, heard[:, -2:], view, start, state)
-            x = torch.cat([h, view], -1)
-            voices, frame = self.heads.draw(x, heard, generator, temperature, top_p)
+            voices, _, frame = self.heads(torch.cat([h, view], -1), heard, generator=generator,
+                                          temperature=temperature, top_p=top_p)
             if past is not None and t < past.shape[1]:
                 voices = data.to_voices(past[:, t:t + 1], self.voices)
             roll.append(data.from_voices(voices))  # (n, 1, 88)
