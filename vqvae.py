@@ -86,6 +86,19 @@ class OneHotLinear(nn.EmbeddingBag):
         return super().forward(rows).unflatten(0, classes.shape[:-1])
 
 
+def history(notes, middle):
+    """What was before each of N patterns, and before the one after: notes (B, N, P, V), of ranges
+    whose middles are (V,) -> past (B, N + 1, 2 V + 13): each voice's last note (V) and its mean
+    note, rests being the middle (V); how often each pitch class has sounded (12); frames (1)."""
+    lines = torch.cat([middle.expand(len(notes), 1, -1), notes.flatten(1, 2)], 1)  # (B, 1 + T, V)
+    time = torch.arange(lines.shape[1], device=lines.device)[:, None]  # frames before
+    last = lines.gather(1, (time * (lines > 0)).cummax(1).values)
+    means = (torch.where(lines > 0, lines, middle).cumsum(1) - middle + last) / (time + 1)
+    sounds = ((lines > 0) & (time > 0))[..., None] * F.one_hot(lines % 12, 12)
+    parts = [last, means.round().long(), sounds.sum(2).cumsum(1), time.expand(len(notes), -1, -1)]
+    return torch.cat(parts, -1)[:, ::notes.shape[2]]
+
+
 class Choice(nn.Module):
     """Logits of a choice for voice i: of a code, given what the LSTM says, or of notes, given an
     entry; and given the notes before, counted from i's own last one."""
@@ -101,18 +114,16 @@ class Choice(nn.Module):
 
     def forward(self, context, notes, past):
         """context (..., inputs); notes (..., P, V), of which voices before i are read; past
-        (..., F), see VQVAE.follow -> (..., outputs)."""
-        V = notes.shape[-1]
-        last, sums, classes, frames = past.split([V, V, 12, 1], -1)
+        (..., F), see history -> (..., outputs)."""
+        last, means, classes, _ = past.split([notes.shape[-1], notes.shape[-1], 12, 1], -1)
         own, now = last[..., self.i, None], notes[..., :self.i]  # (..., 1), (..., P, i)
         then = torch.cat([last[..., None, :self.i], now[..., :-1, :]], -2)
         # Where a voice stood above this one (12, up to octaves) and its move since (15, up to a
         # fifth): the same move from a fifth or an octave would be parallel.
         moves = 1 + (then - own[..., None]) % 12 * 15 + (now - then).clamp(-7, 7) + 7
         moves = torch.where((now > 0) & (then > 0), moves, 0)
-        middle = ((sums[..., self.i, None] + own) / (frames + 1)).round().long()  # of its range
         facts = torch.cat([interval(now, own[..., None]).flatten(-2), moves.flatten(-2),
-                           interval(last, own), interval(own, middle), own], -1)
+                           interval(last, own), interval(own, means[..., self.i, None]), own], -1)
         # The key: how often each pitch class has sounded, from own up.
         classes = classes.gather(-1, (own + torch.arange(12, device=own.device)) % 12).float()
         key = (classes + 1).log() - (classes.mean(-1, keepdim=True) + 1).log()
@@ -150,22 +161,7 @@ class VQVAE(nn.Module):
         """frames (B, T, 88) -> notes of N = T / P patterns (B, N, P, V), past of each (B, N, F)."""
         notes = data.to_voices(frames, self.voices)[..., self.order]
         notes = notes.unflatten(1, (-1, self.pattern))
-        past = [F.pad(self.middle, (0, self.voices + 13)).expand(len(notes), -1)]
-        for pattern in notes[:, :-1].unbind(1):
-            past.append(self.follow(past[-1], pattern))
-        return notes, torch.stack(past, 1)
-
-    def follow(self, past, notes):
-        """The past (B, F) after notes (B, P, V) too: each voice's last note (V), the sum of its
-        notes, rests being the middle of its range (V), how often each pitch class has sounded (12),
-        the number of frames (1)."""
-        last, sung = past[:, :self.voices], past[:, self.voices:]
-        for now in notes.unbind(1):
-            last = torch.where(now > 0, now, last)
-            classes = (F.one_hot(now % 12, 12) * (now > 0)[..., None]).sum(1)
-            frame = [torch.where(now > 0, now, self.middle), classes, torch.ones_like(now[:, :1])]
-            sung = sung + torch.cat(frame, -1)
-        return torch.cat([last, sung], -1)
+        return notes, history(notes, self.middle)[:, :-1]
 
     def vectors(self, notes, past):
         """What the quantiser gets: notes (..., P, V) and their past -> z (..., C, D)."""
@@ -208,17 +204,15 @@ class VQVAE(nn.Module):
         return reconstruction + self.beta * commitment, {
             "reconstruction": reconstruction.detach(), "commitment": commitment.detach()}
 
-    def hear(self, k, notes, past):
-        """What the LSTM reads of patterns: codes k (..., C), notes and past as ever -> (..., H)."""
+    def remember(self, k, notes, past, state=None):
+        """What the LSTM says after each of these patterns, and first, without a state, after the
+        start: codes k (B, N, C), notes, past -> (B, N + 1, H), next state. With a context each
+        output comes from so many patterns alone. Dropout has one mask per window."""
         beat = (past[..., -1:] + self.pattern) % METRE  # of the next pattern
         moves = interval(notes, past[..., None, :self.voices])
         chords = interval(notes[..., 1:], notes[..., :-1])
         columns = [x.flatten(-2) for x in (notes, moves, chords)]
-        return self.listen(torch.cat([*columns, k, beat], -1))
-
-    def remember(self, heard, state=None):
-        """The LSTM over what was heard (B, N, H), at first after the start: outputs, state. With a
-        context each output comes from so many patterns alone. Dropout has one mask per window."""
+        heard = self.listen(torch.cat([*columns, k, beat], -1))
         if state is None:
             heard = torch.cat([self.start.expand(len(heard), self.context or 1, -1), heard], 1)
         if self.context:
@@ -236,7 +230,7 @@ class VQVAE(nn.Module):
         with torch.no_grad():
             k, entries = self.quantizer(self.vectors(notes, past))
             reconstruction = self.reconstruction(entries, notes, past) * mask
-        h, _ = self.remember(self.hear(k, notes, past)[:, :-1])
+        h, _ = self.remember(k[:, :-1], notes[:, :-1], past[:, :-1])
         prior = sum(F.cross_entropy(prior(h, notes, past).mT, k[..., c], reduction="none")
                     for c, prior in enumerate(self.prior))
         return prior * mask[:, ::self.pattern], reconstruction, k
@@ -250,42 +244,38 @@ class VQVAE(nn.Module):
         """Upper bound on -log p of each window in nats: (B,)."""
         return sum(half.sum(1) for half in self.halves(frames, mask)[:2])
 
-    def write(self, past, k=None, h=None, choose=lambda logits: logits.argmax(-1)):
-        """The pattern after past (B, F): codes (B, C), notes (B, P, V). Codes are k, where given,
-        else the prior's choice when the LSTM says h (B, H). choose: logits -> symbols."""
-        notes = past.new_zeros(len(past), self.pattern, self.voices)
+    def write(self, notes, k=None, h=None, choose=lambda logits: logits.argmax(-1)):
+        """The pattern after notes (B, N, P, V): its codes (B, C), and notes (B, N + 1, P, V). Codes
+        are k, or else the prior's choice when the LSTM says h (B, H). choose: logits -> symbols."""
+        past, new = history(notes, self.middle)[:, -1], notes.new_zeros(len(notes), *notes.shape[2:])
         codes = past.new_zeros(len(past), self.codes) if k is None else k
         for i in range(self.voices):
             if k is None and i % self.share == 0:
                 c = i // self.share
-                codes[:, c] = choose(self.prior[c](h, notes, past))
+                codes[:, c] = choose(self.prior[c](h, new, past))
             entries = self.quantizer.entries[codes]
-            notes[..., i] = choose(self.note_logits(i, entries, notes, past))
-        return codes, notes
+            new[..., i] = choose(self.note_logits(i, entries, new, past))
+        return codes, torch.cat([notes, new[:, None]], 1)
 
     @torch.no_grad()
-    def rebuild(self, frames, codes=None):
-        """frames (B, T, 88) -> codes (B, N, C), theirs or those given, and the likeliest roll, bool
-        (B, T, 88). A code is counted from the notes rebuilt so far, not from the real ones: so an
-        error does not shift all that follows."""
-        notes, past = self.read(frames)
-        past, used, roll = past[:, 0], [], []
-        for n in range(notes.shape[1]):
-            k = self.quantizer(self.vectors(notes[:, n], past))[0] if codes is None else codes[:, n]
-            _, rebuilt = self.write(past, k)
-            past = self.follow(past, rebuilt)
-            used.append(k)
-            roll.append(data.from_voices(rebuilt))
-        return torch.stack(used, 1), torch.cat(roll, 1)
-
     def encode(self, frames, mask=None):
-        """frames (B, T, 88) -> codes (B, N, C)."""
-        return self.rebuild(frames)[0]
+        """frames (B, T, 88) -> codes (B, N, C). A pattern is counted from the notes that the codes
+        before it stand for, not from the real ones: so an error does not shift all that follows."""
+        (real, _), codes = self.read(frames), []
+        notes = real[:, :0]
+        for now in real.unbind(1):
+            k, _ = self.quantizer(self.vectors(now, history(notes, self.middle)[:, -1]))
+            codes.append(k)
+            notes = self.write(notes, k)[1]
+        return torch.stack(codes, 1)
 
+    @torch.no_grad()
     def decode(self, codes):
         """codes (B, N, C) -> the likeliest roll, bool (B, T, 88)."""
-        frames = self.start.new_zeros(len(codes), codes.shape[1] * self.pattern, data.KEYS)
-        return self.rebuild(frames, codes)[1]
+        notes = codes.new_zeros(len(codes), 0, self.pattern, self.voices)
+        for k in codes.unbind(1):
+            notes = self.write(notes, k)[1]
+        return data.from_voices(notes).flatten(1, 2)
 
     @data.sampling()
     def sample(self, n, length, generator=None, temperature=1.0, top_p=0.85, prime=None):
@@ -293,20 +283,16 @@ class VQVAE(nn.Module):
         roll, what follows it (whole patterns of it are read, its end first)."""
         self.eval()
         prime = torch.zeros(0, data.KEYS) if prime is None else torch.as_tensor(prime)
-        frames = prime[len(prime) % self.pattern:].to(self.start.device).float()
-        frames = F.pad(frames, (0, 0, 0, self.pattern)).expand(n, -1, -1)  # and one to write
-        notes, past = self.read(frames)
-        k, _ = self.quantizer(self.vectors(notes, past))
-        heard, past, state, roll = self.hear(k, notes, past)[:, :-1], past[:, -1], None, []
+        prime = prime[len(prime) % self.pattern:].to(self.start.device).expand(n, -1, -1)
+        notes, past = self.read(prime)
+        k, state, new = self.quantizer(self.vectors(notes, past))[0], None, slice(None)
         for _ in data.progress(range(0, length, self.pattern), "sampling patterns"):
-            h, state = self.remember(heard, state)
-            k, notes = self.write(past, None, h[:, -1], lambda logits: data.sample_symbols(
+            past = history(notes, self.middle)[:, :-1]
+            h, state = self.remember(k[:, new], notes[:, new], past[:, new], state)
+            chosen, notes = self.write(notes, None, h[:, -1], lambda logits: data.sample_symbols(
                 logits, generator, temperature, top_p))
-            new = self.hear(k, notes, past)[:, None]
-            heard = torch.cat([heard, new], 1)[:, -max(1, self.context):]
-            past = self.follow(past, notes)
-            roll.append(data.from_voices(notes))
-        return torch.cat(roll, 1)[:, :length]
+            k, new = torch.cat([k, chosen[:, None]], 1), slice(-max(1, self.context), None)
+        return data.from_voices(notes).flatten(1, 2)[:, prime.shape[1]:][:, :length]
 
 
 @torch.no_grad()
@@ -317,7 +303,7 @@ def evaluate(model, pieces):
     windows, sums = data.Windows(pieces, model.window, model.start.device, hop=model.window), []
     for frames, mask in windows.chunks(64):
         prior, reconstruction, k = model.halves(frames, mask)
-        rebuilt = model.rebuild(frames)[1] * mask[..., None]
+        rebuilt = model.decode(model.encode(frames)) * mask[..., None]
         used = F.one_hot(k, model.codebook).sum(2) * mask[:, ::model.pattern, None]  # (B, N, K)
         sums.append((prior.sum(), reconstruction.sum(), (2 * rebuilt * frames).sum(),
                      (rebuilt + frames).sum(), used.sum((0, 1))))
