@@ -9,18 +9,19 @@ code c stands for; e_1 .. e_K, the codebook, are vectors (D):
     p(x_c | k_c) = softmax(decoder(e_k_c, notes before)), every note    (P, V / C, 89)
     loss = sum_c -log p(x_c | k_c) + beta |z_c - sg(e_k_c)|^2           sg: stop-gradient
 
-When the codebook stands, an LSTM learns the prior p(k_c | all before). To write, it chooses a
-code, the decoder its notes, and so on. -log p(k) - log p(x | k) bounds -log p(x) from above.
+argmin has no gradient: z_c gets the one of e_k_c as it is, straight through. The e_k are no
+parameters but moving averages of the z that chose them. When all this stands, an LSTM learns the
+prior p(k_c | all before). To write, it chooses a code, the decoder that code's notes, and so on.
+-log p(k) - log p(x | k) bounds -log p(x) from above.
 
     python vqvae.py --codebook 64                                                  # default run
     python vqvae.py --codebook 64 --pattern 4 --codes 1 --window 256 --context 4   # the paper's
 
-Differences from the paper, besides transposed windows:
-- A code for each voice and beat, not one for half a bar: 6 bits cannot hold four voices.
-- Notes are counted from the last ones: what is learned at one pitch holds at all.
-- The decoder chooses notes, not 88 keys independently of each other, which would clash.
-- The prior reads notes beside codes, and all patterns before, not four.
-- Entries that nothing chooses start again. Equation (8) adds log p where it must be subtracted.
+Differences from the paper, besides transposed windows: a code for each voice and beat, not one for
+half a bar, as 6 bits cannot hold four voices. Notes are counted from the last ones: what is learned
+at one pitch holds at all. The decoder chooses notes, not 88 keys independently of each other, which
+would clash. The prior reads notes beside codes, and all patterns before, not four. Entries that
+nothing chooses start again. Equation (8) adds log p where it must be subtracted.
 """
 
 import torch
@@ -34,13 +35,8 @@ STEPS = 2 * SPAN + 2  # classes of an interval
 METRE = 16  # frames after which the metre repeats: two bars
 
 
-def interval(a, b):
-    """The interval from symbols b up to symbols a as a class 0..STEPS-1: 0 where a rests."""
-    return torch.where(a > 0, (a - b).clamp(-SPAN, SPAN) + SPAN + 1, 0)
-
-
 class Quantizer(nn.Module):
-    """A codebook of K entries (D), each a moving average (decay: g) of the vectors that choose it
+    """The codebook: K entries (D), each a moving average (decay: g) of the vectors that choose it
     (van den Oord et al. 2017, A.1). One chosen less often than the share `restart` of the mean
     starts again."""
 
@@ -68,9 +64,27 @@ class Quantizer(nn.Module):
         new = z[torch.multinomial(far + 1e-9, len(self.entries), replacement=True)]
         mean = self.counts.mean()
         dead = self.counts < self.restart * mean  # (K, 1)
-        self.sums.copy_(torch.where(dead, data.from_first_process(new) * mean, self.sums))
-        self.counts.copy_(torch.where(dead, mean, self.counts))
-        self.entries.copy_(self.sums / self.counts)
+        self.sums = torch.where(dead, data.from_first_process(new) * mean, self.sums)
+        self.counts = torch.where(dead, mean, self.counts)
+        self.entries = self.sums / self.counts
+
+
+def interval(a, b):
+    """The interval from symbols b up to symbols a as a class 0..STEPS-1: 0 where a rests."""
+    return torch.where(a > 0, (a - b).clamp(-SPAN, SPAN) + SPAN + 1, 0)
+
+
+def history(notes, middle):
+    """What came before each of N patterns and the next: notes (B, N, P, V), middles of the voices'
+    ranges (V,) -> past (B, N + 1, F): each voice's last note (V), its interval from the voice's
+    mean, rests being the middle (V); how often each pitch class has sounded (12); frames (1)."""
+    lines = torch.cat([middle.expand(len(notes), 1, -1), notes.flatten(1, 2)], 1)  # (B, 1 + T, V)
+    time = torch.arange(lines.shape[1], device=lines.device)[:, None]
+    last = lines.gather(1, (time * (lines > 0)).cummax(1).values)
+    means = (torch.where(lines > 0, lines, middle).cumsum(1) - middle + last) / (time + 1)
+    classes = F.one_hot(lines % 12, 12) * ((lines > 0) & (time > 0))[..., None]
+    past = [last, interval(last, means.round().long()), classes.sum(2).cumsum(1)]
+    return torch.cat([*past, time.expand(len(notes), -1, -1)], -1)[:, ::notes.shape[2]]
 
 
 class OneHotLinear(nn.EmbeddingBag):
@@ -84,19 +98,6 @@ class OneHotLinear(nn.EmbeddingBag):
     def forward(self, classes):
         rows = (classes + self.first).flatten(0, -2)
         return super().forward(rows).unflatten(0, classes.shape[:-1])
-
-
-def history(notes, middle):
-    """What was before each of N patterns, and before the one after: notes (B, N, P, V), of ranges
-    whose middles are (V,) -> past (B, N + 1, 2 V + 13): each voice's last note (V) and its mean
-    note, rests being the middle (V); how often each pitch class has sounded (12); frames (1)."""
-    lines = torch.cat([middle.expand(len(notes), 1, -1), notes.flatten(1, 2)], 1)  # (B, 1 + T, V)
-    time = torch.arange(lines.shape[1], device=lines.device)[:, None]  # frames before
-    last = lines.gather(1, (time * (lines > 0)).cummax(1).values)
-    means = (torch.where(lines > 0, lines, middle).cumsum(1) - middle + last) / (time + 1)
-    sounds = ((lines > 0) & (time > 0))[..., None] * F.one_hot(lines % 12, 12)
-    parts = [last, means.round().long(), sounds.sum(2).cumsum(1), time.expand(len(notes), -1, -1)]
-    return torch.cat(parts, -1)[:, ::notes.shape[2]]
 
 
 class Choice(nn.Module):
@@ -113,9 +114,8 @@ class Choice(nn.Module):
         self.out = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, outputs))
 
     def forward(self, context, notes, past):
-        """context (..., inputs); notes (..., P, V), of which voices before i are read; past
-        (..., F), see history -> (..., outputs)."""
-        last, means, classes, _ = past.split([notes.shape[-1], notes.shape[-1], 12, 1], -1)
+        """context (..., inputs); notes (..., P, V), read up to voice i - 1; past (..., F)."""
+        last, far, classes, _ = past.split([notes.shape[-1], notes.shape[-1], 12, 1], -1)
         own, now = last[..., self.i, None], notes[..., :self.i]  # (..., 1), (..., P, i)
         then = torch.cat([last[..., None, :self.i], now[..., :-1, :]], -2)
         # Where a voice stood above this one (12, up to octaves) and its move since (15, up to a
@@ -123,7 +123,7 @@ class Choice(nn.Module):
         moves = 1 + (then - own[..., None]) % 12 * 15 + (now - then).clamp(-7, 7) + 7
         moves = torch.where((now > 0) & (then > 0), moves, 0)
         facts = torch.cat([interval(now, own[..., None]).flatten(-2), moves.flatten(-2),
-                           interval(last, own), interval(own, means[..., self.i, None]), own], -1)
+                           interval(last, own), far[..., self.i, None], own], -1)
         # The key: how often each pitch class has sounded, from own up.
         classes = classes.gather(-1, (own + torch.arange(12, device=own.device)) % 12).float()
         key = (classes + 1).log() - (classes.mean(-1, keepdim=True) + 1).log()
@@ -139,15 +139,14 @@ class VQVAE(nn.Module):
                  beta=0.25, prior_hidden=256, context=0, dropout=0.6, dropout_heads=0.2):
         super().__init__()
         V, P, C, K, H = voices, pattern, codes, codebook, prior_hidden
-        self.voices, self.window, self.pattern, self.codes, self.codebook = V, window, P, C, K
+        self.voices, self.window, self.pattern, self.codes, self.share = V, window, P, C, V // C
         self.beta, self.context, self.dropout = beta, context, dropout
         self.order = [0, V - 1, *range(1, V - 1)][:V]  # of choice: outer voices first
         middle = torch.linspace(52, 33, V).round().long()[self.order]  # of ranges: C5 .. F3
         self.register_buffer("middle", middle, persistent=False)
-        self.share = V // C  # voices of a code
-        read = OneHotLinear([STEPS] * P * self.share, hidden)
-        self.encoder = nn.Sequential(read, nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
-                                     nn.Linear(hidden, dim))
+        self.encoder = nn.Sequential(
+            OneHotLinear([STEPS] * P * self.share, hidden), nn.GELU(),
+            nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, dim))
         self.quantizer = Quantizer(K, dim)
         self.decoder = nn.ModuleList(Choice(i, V, P, dim, hidden, P * STEPS, 0.2) for i in range(V))
         self.start = nn.Parameter(torch.zeros(H))  # stands for the pattern before the first
@@ -155,12 +154,11 @@ class VQVAE(nn.Module):
         self.listen = OneHotLinear(sizes, H)
         self.lstm = nn.LSTM(H, H, num_layers=2, dropout=dropout, batch_first=True)
         self.prior = nn.ModuleList(
-            Choice(c * self.share, V, P, H, H, K, dropout_heads) for c in range(C))
+            Choice(i, V, P, H, H, K, dropout_heads) for i in range(0, V, self.share))
 
     def read(self, frames):
         """frames (B, T, 88) -> notes of N = T / P patterns (B, N, P, V), past of each (B, N, F)."""
-        notes = data.to_voices(frames, self.voices)[..., self.order]
-        notes = notes.unflatten(1, (-1, self.pattern))
+        notes = data.to_voices(frames, self.voices)[..., self.order].unflatten(1, (-1, self.pattern))
         return notes, history(notes, self.middle)[:, :-1]
 
     def vectors(self, notes, past):
@@ -172,9 +170,9 @@ class VQVAE(nn.Module):
         """Logits (..., P, 89) of voice i, given the codes' entries (..., C, D). What crosses or
         doubles voices before in notes (..., P, V) has no probability: that of all frames is one."""
         scores = self.decoder[i](entries[..., i // self.share, :], notes, past)
-        scores = scores.unflatten(-1, (self.pattern, STEPS))
         symbols = torch.arange(data.SYMBOLS, device=past.device)
-        logits = scores.take_along_dim(interval(symbols, past[..., i, None])[..., None, :], -1)
+        steps = interval(symbols, past[..., i, None])[..., None, :]  # from i's last note
+        logits = scores.unflatten(-1, (self.pattern, STEPS)).take_along_dim(steps, -1)
         if i:
             above, bass = notes[..., 0 if i < 3 else i - 1, None], notes[..., 1, None]
             fits = (symbols < above) & ((i == 1) | (symbols > bass) & (bass > 0))
@@ -205,13 +203,13 @@ class VQVAE(nn.Module):
             "reconstruction": reconstruction.detach(), "commitment": commitment.detach()}
 
     def remember(self, k, notes, past, state=None):
-        """What the LSTM says after each of these patterns, and first, without a state, after the
-        start: codes k (B, N, C), notes, past -> (B, N + 1, H), next state. With a context each
-        output comes from so many patterns alone. Dropout has one mask per window."""
-        beat = (past[..., -1:] + self.pattern) % METRE  # of the next pattern
+        """What the LSTM says after codes k (B, N, C), notes and past of patterns: (B, N, H), next
+        state; without a state (B, N + 1, H), the first after the start. With a context each is of
+        so many patterns alone. Dropout has one mask per window."""
         moves = interval(notes, past[..., None, :self.voices])
         chords = interval(notes[..., 1:], notes[..., :-1])
         columns = [x.flatten(-2) for x in (notes, moves, chords)]
+        beat = (past[..., -1:] + self.pattern) % METRE  # of the next pattern
         heard = self.listen(torch.cat([*columns, k, beat], -1))
         if state is None:
             heard = torch.cat([self.start.expand(len(heard), self.context or 1, -1), heard], 1)
@@ -244,29 +242,28 @@ class VQVAE(nn.Module):
         """Upper bound on -log p of each window in nats: (B,)."""
         return sum(half.sum(1) for half in self.halves(frames, mask)[:2])
 
-    def write(self, notes, k=None, h=None, choose=lambda logits: logits.argmax(-1)):
-        """The pattern after notes (B, N, P, V): its codes (B, C), and notes (B, N + 1, P, V). Codes
-        are k, or else the prior's choice when the LSTM says h (B, H). choose: logits -> symbols."""
-        past, new = history(notes, self.middle)[:, -1], notes.new_zeros(len(notes), *notes.shape[2:])
+    def write(self, past, k=None, h=None, choose=lambda logits: logits.argmax(-1)):
+        """The pattern after past (B, F): codes (B, C), notes (B, P, V). Codes are k, where given,
+        else the prior's choice when the LSTM says h (B, H). choose: logits -> symbols."""
+        notes = past.new_zeros(len(past), self.pattern, self.voices)
         codes = past.new_zeros(len(past), self.codes) if k is None else k
         for i in range(self.voices):
+            c = i // self.share
             if k is None and i % self.share == 0:
-                c = i // self.share
-                codes[:, c] = choose(self.prior[c](h, new, past))
-            entries = self.quantizer.entries[codes]
-            new[..., i] = choose(self.note_logits(i, entries, new, past))
-        return codes, torch.cat([notes, new[:, None]], 1)
+                codes[:, c] = choose(self.prior[c](h, notes, past))
+            notes[..., i] = choose(self.note_logits(i, self.quantizer.entries[codes], notes, past))
+        return codes, notes
 
     @torch.no_grad()
     def encode(self, frames, mask=None):
-        """frames (B, T, 88) -> codes (B, N, C). A pattern is counted from the notes that the codes
-        before it stand for, not from the real ones: so an error does not shift all that follows."""
-        (real, _), codes = self.read(frames), []
+        """frames (B, T, 88) -> codes (B, N, C), counted from the notes that decode will make of
+        those before, not from the real ones: so an error does not shift all that follows."""
+        real, codes = self.read(frames)[0], []
         notes = real[:, :0]
-        for now in real.unbind(1):
-            k, _ = self.quantizer(self.vectors(now, history(notes, self.middle)[:, -1]))
-            codes.append(k)
-            notes = self.write(notes, k)[1]
+        for pattern in real.unbind(1):
+            past = history(notes, self.middle)[:, -1]
+            codes.append(self.quantizer(self.vectors(pattern, past))[0])
+            notes = torch.cat([notes, self.write(past, codes[-1])[1][:, None]], 1)
         return torch.stack(codes, 1)
 
     @torch.no_grad()
@@ -274,7 +271,8 @@ class VQVAE(nn.Module):
         """codes (B, N, C) -> the likeliest roll, bool (B, T, 88)."""
         notes = codes.new_zeros(len(codes), 0, self.pattern, self.voices)
         for k in codes.unbind(1):
-            notes = self.write(notes, k)[1]
+            past = history(notes, self.middle)[:, -1]
+            notes = torch.cat([notes, self.write(past, k)[1][:, None]], 1)
         return data.from_voices(notes).flatten(1, 2)
 
     @data.sampling()
@@ -287,11 +285,12 @@ class VQVAE(nn.Module):
         notes, past = self.read(prime)
         k, state, new = self.quantizer(self.vectors(notes, past))[0], None, slice(None)
         for _ in data.progress(range(0, length, self.pattern), "sampling patterns"):
-            past = history(notes, self.middle)[:, :-1]
-            h, state = self.remember(k[:, new], notes[:, new], past[:, new], state)
-            chosen, notes = self.write(notes, None, h[:, -1], lambda logits: data.sample_symbols(
-                logits, generator, temperature, top_p))
-            k, new = torch.cat([k, chosen[:, None]], 1), slice(-max(1, self.context), None)
+            past = history(notes, self.middle)
+            h, state = self.remember(k[:, new], notes[:, new], past[:, :-1][:, new], state)
+            codes, pattern = self.write(past[:, -1], None, h[:, -1], lambda logits: (
+                data.sample_symbols(logits, generator, temperature, top_p)))
+            k, notes = torch.cat([k, codes[:, None]], 1), torch.cat([notes, pattern[:, None]], 1)
+            new = slice(-max(1, self.context), None)  # what the LSTM has yet to read
         return data.from_voices(notes).flatten(1, 2)[:, prime.shape[1]:][:, :length]
 
 
@@ -304,12 +303,12 @@ def evaluate(model, pieces):
     for frames, mask in windows.chunks(64):
         prior, reconstruction, k = model.halves(frames, mask)
         rebuilt = model.decode(model.encode(frames)) * mask[..., None]
-        used = F.one_hot(k, model.codebook).sum(2) * mask[:, ::model.pattern, None]  # (B, N, K)
+        used = F.one_hot(k, len(model.quantizer.entries)) * mask[:, ::model.pattern, None, None]
         sums.append((prior.sum(), reconstruction.sum(), (2 * rebuilt * frames).sum(),
-                     (rebuilt + frames).sum(), used.sum((0, 1))))
+                     (rebuilt + frames).sum(), used.sum((0, 1, 2))))
     model.train()
     *totals, used = (sum(parts) for parts in zip(*sums))
-    prior, reconstruction, hits, cells = (total.item() for total in totals)
+    prior, reconstruction, hits, cells = torch.stack(totals).tolist()
     count, notes = sum(map(len, pieces)), sum(int(piece.sum()) for piece in pieces)
     nll = prior + reconstruction
     return {"nll": nll / count, "nll_per_note": nll / notes, "prior_nll": prior / count,
