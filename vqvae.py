@@ -1,27 +1,26 @@
 """A VQ-VAE over beats of music, and an LSTM prior over its codes (sections 5.4 and 5.5).
 
 A pattern, P frames of V voices, becomes C codes out of K. With C = V a code is a figure of one
-voice, counted from its last note: "stays", "a step up, then a third down". x_c are the notes that
-code c stands for; e_1 .. e_K, the codebook, are vectors (D):
+voice, counted from its last note: "a step up, then a third down". x_c are the notes that code c
+stands for; the codebook has K entries e_k (D), moving averages of the z that choose them:
 
     z_c = encoder(x_c)                                                  (D)
     k_c = argmin_k |z_c - e_k|^2                                        the nearest entry
     p(x_c | k_c) = softmax(decoder(e_k_c, notes before)), every note    (P, V / C, 89)
     loss = sum_c -log p(x_c | k_c) + beta |z_c - sg(e_k_c)|^2           sg: stop-gradient
 
-argmin has no gradient: z_c gets the one of e_k_c as it is, straight through. The e_k are no
-parameters but moving averages of the z that chose them. When all this stands, an LSTM learns the
-prior p(k_c | all before). To write, it chooses a code, the decoder that code's notes, and so on.
+argmin has no gradient: z_c gets that of e_k_c, straight through. Then all this stands, and an LSTM
+learns the prior p(k_c | all before). To write, it chooses a code, the decoder its notes, and so on.
 -log p(k) - log p(x | k) bounds -log p(x) from above.
 
     python vqvae.py --codebook 64                                                  # default run
     python vqvae.py --codebook 64 --pattern 4 --codes 1 --window 256 --context 4   # the paper's
 
-Differences from the paper, besides transposed windows: a code for each voice and beat, not one for
-half a bar, as 6 bits cannot hold four voices. Notes are counted from the last ones: what is learned
-at one pitch holds at all. The decoder chooses notes, not 88 keys independently of each other, which
-would clash. The prior reads notes beside codes, and all patterns before, not four. Entries that
-nothing chooses start again. Equation (8) adds log p where it must be subtracted.
+Differences from the paper, besides transposed windows: a code is for one voice and beat, as 6 bits
+cannot hold half a bar of four. It is counted from the last notes: what is learned at one pitch
+holds at all. The decoder chooses notes, not 88 keys independently of each other, which would clash.
+The prior reads notes beside codes, and all patterns before, not four. Entries that nothing chooses
+start again. Equation (8) adds log p where it must be subtracted.
 """
 
 import torch
@@ -30,15 +29,14 @@ from torch.nn import functional as F
 
 import data
 
-SPAN = 24  # intervals are counted up to two octaves
+SPAN = 24  # semitones: larger intervals count as this one
 STEPS = 2 * SPAN + 2  # classes of an interval
 METRE = 16  # frames after which the metre repeats: two bars
 
 
 class Quantizer(nn.Module):
-    """The codebook: K entries (D), each a moving average (decay: g) of the vectors that choose it
-    (van den Oord et al. 2017, A.1). One chosen less often than the share `restart` of the mean
-    starts again."""
+    """K entries (D), each a moving average (decay: g) of the vectors that choose it (van den Oord
+    et al. 2017, A.1). Those chosen less than `restart` times as often as the mean start again."""
 
     def __init__(self, codebook, dim, decay=0.99, restart=0.1):
         super().__init__()
@@ -72,19 +70,6 @@ class Quantizer(nn.Module):
 def interval(a, b):
     """The interval from symbols b up to symbols a as a class 0..STEPS-1: 0 where a rests."""
     return torch.where(a > 0, (a - b).clamp(-SPAN, SPAN) + SPAN + 1, 0)
-
-
-def history(notes, middle):
-    """What came before each of N patterns and the next: notes (B, N, P, V), middles of the voices'
-    ranges (V,) -> past (B, N + 1, F): each voice's last note (V), its interval from the voice's
-    mean, rests being the middle (V); how often each pitch class has sounded (12); frames (1)."""
-    lines = torch.cat([middle.expand(len(notes), 1, -1), notes.flatten(1, 2)], 1)  # (B, 1 + T, V)
-    time = torch.arange(lines.shape[1], device=lines.device)[:, None]
-    last = lines.gather(1, (time * (lines > 0)).cummax(1).values)
-    means = (torch.where(lines > 0, lines, middle).cumsum(1) - middle + last) / (time + 1)
-    classes = F.one_hot(lines % 12, 12) * ((lines > 0) & (time > 0))[..., None]
-    past = [last, interval(last, means.round().long()), classes.sum(2).cumsum(1)]
-    return torch.cat([*past, time.expand(len(notes), -1, -1)], -1)[:, ::notes.shape[2]]
 
 
 class OneHotLinear(nn.EmbeddingBag):
@@ -124,7 +109,7 @@ class Choice(nn.Module):
         moves = torch.where((now > 0) & (then > 0), moves, 0)
         facts = torch.cat([interval(now, own[..., None]).flatten(-2), moves.flatten(-2),
                            interval(last, own), far[..., self.i, None], own], -1)
-        # The key: how often each pitch class has sounded, from own up.
+        # The key: how often each pitch class has sounded, from own up, next to the mean.
         classes = classes.gather(-1, (own + torch.arange(12, device=own.device)) % 12).float()
         key = (classes + 1).log() - (classes.mean(-1, keepdim=True) + 1).log()
         hidden = self.context(context) + self.facts(facts) + self.key(key)
@@ -158,8 +143,22 @@ class VQVAE(nn.Module):
 
     def read(self, frames):
         """frames (B, T, 88) -> notes of N = T / P patterns (B, N, P, V), past of each (B, N, F)."""
-        notes = data.to_voices(frames, self.voices)[..., self.order].unflatten(1, (-1, self.pattern))
-        return notes, history(notes, self.middle)[:, :-1]
+        notes = data.to_voices(frames, self.voices)[..., self.order]
+        notes = notes.unflatten(1, (-1, self.pattern))
+        return notes, self.past(notes)[:, :-1]
+
+    def past(self, notes):
+        """What came before each of N patterns and the next: notes (B, N, P, V) -> (B, N + 1, F),
+        each voice's last note (V) and how far that is from its mean, rests being the middle (V);
+        how often each pitch class has sounded (12); how many frames there were (1)."""
+        B, middle = len(notes), self.middle
+        lines = torch.cat([middle.expand(B, 1, -1), notes.flatten(1, 2)], 1)  # (B, 1 + T, V)
+        sounds, time = lines > 0, torch.arange(lines.shape[1], device=lines.device)[:, None]
+        last = lines.gather(1, (time * sounds).cummax(1).values)
+        mean = (torch.where(sounds, lines, middle).cumsum(1) - middle + last) / (time + 1)
+        classes = (F.one_hot(lines % 12, 12) * (sounds & (time > 0))[..., None]).sum(2).cumsum(1)
+        far = interval(last, mean.round().long())
+        return torch.cat([last, far, classes, time.expand(B, -1, -1)], -1)[:, ::self.pattern]
 
     def vectors(self, notes, past):
         """What the quantiser gets: notes (..., P, V) and their past -> z (..., C, D)."""
@@ -203,14 +202,13 @@ class VQVAE(nn.Module):
             "reconstruction": reconstruction.detach(), "commitment": commitment.detach()}
 
     def remember(self, k, notes, past, state=None):
-        """What the LSTM says after codes k (B, N, C), notes and past of patterns: (B, N, H), next
-        state; without a state (B, N + 1, H), the first after the start. With a context each is of
-        so many patterns alone. Dropout has one mask per window."""
+        """What the LSTM says after patterns' codes k (B, N, C), notes and past: (B, N, H), and its
+        state; without a state (B, N + 1, H), first after the start. With a context it hears so
+        many patterns for each, no more. Dropout has one mask per window."""
         moves = interval(notes, past[..., None, :self.voices])
-        chords = interval(notes[..., 1:], notes[..., :-1])
-        columns = [x.flatten(-2) for x in (notes, moves, chords)]
+        columns = [notes, moves, interval(notes[..., 1:], notes[..., :-1])]
         beat = (past[..., -1:] + self.pattern) % METRE  # of the next pattern
-        heard = self.listen(torch.cat([*columns, k, beat], -1))
+        heard = self.listen(torch.cat([*(x.flatten(-2) for x in columns), k, beat], -1))
         if state is None:
             heard = torch.cat([self.start.expand(len(heard), self.context or 1, -1), heard], 1)
         if self.context:
@@ -242,17 +240,17 @@ class VQVAE(nn.Module):
         """Upper bound on -log p of each window in nats: (B,)."""
         return sum(half.sum(1) for half in self.halves(frames, mask)[:2])
 
-    def write(self, past, k=None, h=None, choose=lambda logits: logits.argmax(-1)):
-        """The pattern after past (B, F): codes (B, C), notes (B, P, V). Codes are k, where given,
-        else the prior's choice when the LSTM says h (B, H). choose: logits -> symbols."""
-        notes = past.new_zeros(len(past), self.pattern, self.voices)
+    def write(self, notes, past, k=None, h=None, choose=lambda logits: logits.argmax(-1)):
+        """Go on after notes (B, N, P, V) and past (B, F): codes (B, C) and notes (B, N + 1, P, V).
+        Codes are k, or else the prior's when the LSTM says h (B, H). choose: logits -> symbols."""
+        new = past.new_zeros(len(past), self.pattern, self.voices)
         codes = past.new_zeros(len(past), self.codes) if k is None else k
         for i in range(self.voices):
             c = i // self.share
             if k is None and i % self.share == 0:
-                codes[:, c] = choose(self.prior[c](h, notes, past))
-            notes[..., i] = choose(self.note_logits(i, self.quantizer.entries[codes], notes, past))
-        return codes, notes
+                codes[:, c] = choose(self.prior[c](h, new, past))
+            new[..., i] = choose(self.note_logits(i, self.quantizer.entries[codes], new, past))
+        return codes, torch.cat([notes, new[:, None]], 1)
 
     @torch.no_grad()
     def encode(self, frames, mask=None):
@@ -261,9 +259,9 @@ class VQVAE(nn.Module):
         real, codes = self.read(frames)[0], []
         notes = real[:, :0]
         for pattern in real.unbind(1):
-            past = history(notes, self.middle)[:, -1]
+            past = self.past(notes)[:, -1]
             codes.append(self.quantizer(self.vectors(pattern, past))[0])
-            notes = torch.cat([notes, self.write(past, codes[-1])[1][:, None]], 1)
+            _, notes = self.write(notes, past, codes[-1])
         return torch.stack(codes, 1)
 
     @torch.no_grad()
@@ -271,8 +269,7 @@ class VQVAE(nn.Module):
         """codes (B, N, C) -> the likeliest roll, bool (B, T, 88)."""
         notes = codes.new_zeros(len(codes), 0, self.pattern, self.voices)
         for k in codes.unbind(1):
-            past = history(notes, self.middle)[:, -1]
-            notes = torch.cat([notes, self.write(past, k)[1][:, None]], 1)
+            _, notes = self.write(notes, self.past(notes)[:, -1], k)
         return data.from_voices(notes).flatten(1, 2)
 
     @data.sampling()
@@ -285,12 +282,11 @@ class VQVAE(nn.Module):
         notes, past = self.read(prime)
         k, state, new = self.quantizer(self.vectors(notes, past))[0], None, slice(None)
         for _ in data.progress(range(0, length, self.pattern), "sampling patterns"):
-            past = history(notes, self.middle)
+            past = self.past(notes)
             h, state = self.remember(k[:, new], notes[:, new], past[:, :-1][:, new], state)
-            codes, pattern = self.write(past[:, -1], None, h[:, -1], lambda logits: (
+            codes, notes = self.write(notes, past[:, -1], None, h[:, -1], lambda logits: (
                 data.sample_symbols(logits, generator, temperature, top_p)))
-            k, notes = torch.cat([k, codes[:, None]], 1), torch.cat([notes, pattern[:, None]], 1)
-            new = slice(-max(1, self.context), None)  # what the LSTM has yet to read
+            k, new = torch.cat([k, codes[:, None]], 1), slice(-max(1, self.context), None)
         return data.from_voices(notes).flatten(1, 2)[:, prime.shape[1]:][:, :length]
 
 
@@ -351,8 +347,7 @@ def train(args):
 
 
 def main(argv=None):
-    parser = data.Parser(__doc__, run="vqvae", log=(
-        "nll, the bound in nats per frame, prior plus reconstruction; f1 of rebuilt notes"))
+    parser = data.Parser(__doc__, "vqvae", log="nll: bound, prior + reconstruction; f1: rebuilt")
     parser.set_defaults(transpose=0.3333)  # most music lies where Bach's does
     add = parser.add_argument
     add("--window", type=data.positive_int, default=128, help="frames of a training window")
