@@ -141,12 +141,6 @@ class VQVAE(nn.Module):
         self.prior = nn.ModuleList(
             Choice(i, V, P, H, H, K, dropout_heads) for i in range(0, V, self.share))
 
-    def read(self, frames):
-        """frames (B, T, 88) -> notes of N = T / P patterns (B, N, P, V), past of each (B, N, F)."""
-        notes = data.to_voices(frames, self.voices)[..., self.order]
-        notes = notes.unflatten(1, (-1, self.pattern))
-        return notes, self.past(notes)[:, :-1]
-
     def past(self, notes):
         """What came before each of N patterns and the next: notes (B, N, P, V) -> (B, N + 1, F),
         each voice's last note (V) and how far that is from its mean, rests being the middle (V);
@@ -161,9 +155,18 @@ class VQVAE(nn.Module):
         return torch.cat([last, far, classes, time.expand(B, -1, -1)], -1)[:, ::self.pattern]
 
     def vectors(self, notes, past):
-        """What the quantiser gets: notes (..., P, V) and their past -> z (..., C, D)."""
+        """What the encoder makes of notes (..., P, V) after their past: z (..., C, D)."""
         steps = interval(notes, past[..., None, :self.voices]).unflatten(-1, (self.codes, -1))
         return self.encoder(steps.transpose(-3, -2).flatten(-2))
+
+    def read(self, frames):
+        """frames (B, T, 88) of N = T / P patterns -> notes (B, N, P, V), past of each (B, N, F),
+        z (B, N, C, D), codes k (B, N, C) and their entries (B, N, C, D)."""
+        notes = data.to_voices(frames, self.voices)[..., self.order]
+        notes = notes.unflatten(1, (-1, self.pattern))
+        past = self.past(notes)[:, :-1]
+        z = self.vectors(notes, past)
+        return notes, past, z, *self.quantizer(z)
 
     def note_logits(self, i, entries, notes, past):
         """Logits (..., P, 89) of voice i, given the codes' entries (..., C, D). What crosses or
@@ -187,9 +190,7 @@ class VQVAE(nn.Module):
     def forward(self, frames, mask):
         """The codec's loss: frames (B, T, 88), mask (B, T) -> loss in nats per frame, and its parts
         for the log. In training the codebook moves."""
-        notes, past = self.read(frames)
-        z = self.vectors(notes, past)  # (B, N, C, D)
-        k, entries = self.quantizer(z)
+        notes, past, z, k, entries = self.read(frames)
         real = mask[:, ::self.pattern, None].expand(k.shape)  # (B, N, C)
         # Straight-through: the decoder reads the entries, its gradient goes to z as it is.
         straight = z + (entries - z).detach()
@@ -222,9 +223,8 @@ class VQVAE(nn.Module):
     def halves(self, frames, mask):
         """The bound's halves: -log p(k) of each pattern (B, N), -log p(x | k) of each frame (B, T),
         in nats; and k (B, N, C). The codec gets no gradient: it stands while the prior learns."""
-        notes, past = self.read(frames)
         with torch.no_grad():
-            k, entries = self.quantizer(self.vectors(notes, past))
+            notes, past, _, k, entries = self.read(frames)
             reconstruction = self.reconstruction(entries, notes, past) * mask
         h, _ = self.remember(k[:, :-1], notes[:, :-1], past[:, :-1])
         prior = sum(F.cross_entropy(prior(h, notes, past).mT, k[..., c], reduction="none")
@@ -279,8 +279,7 @@ class VQVAE(nn.Module):
         self.eval()
         prime = torch.zeros(0, data.KEYS) if prime is None else torch.as_tensor(prime)
         prime = prime[len(prime) % self.pattern:].to(self.start.device).expand(n, -1, -1)
-        notes, past = self.read(prime)
-        k, state, new = self.quantizer(self.vectors(notes, past))[0], None, slice(None)
+        (notes, _, _, k, _), state, new = self.read(prime), None, slice(None)
         for _ in data.progress(range(0, length, self.pattern), "sampling patterns"):
             past = self.past(notes)
             h, state = self.remember(k[:, new], notes[:, new], past[:, :-1][:, new], state)
