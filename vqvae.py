@@ -99,7 +99,8 @@ class Choice(nn.Module):
         self.out = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, outputs))
 
     def forward(self, context, notes, past):
-        """context (..., inputs); notes (..., P, V), read up to voice i - 1; past (..., F)."""
+        """context (..., inputs); notes (..., P, V), read up to voice i - 1; past (..., F), see
+        VQVAE.past -> (..., outputs)."""
         last, far, classes, _ = past.split([notes.shape[-1], notes.shape[-1], 12, 1], -1)
         own, now = last[..., self.i, None], notes[..., :self.i]  # (..., 1), (..., P, i)
         then = torch.cat([last[..., None, :self.i], now[..., :-1, :]], -2)
@@ -109,7 +110,7 @@ class Choice(nn.Module):
         moves = torch.where((now > 0) & (then > 0), moves, 0)
         facts = torch.cat([interval(now, own[..., None]).flatten(-2), moves.flatten(-2),
                            interval(last, own), far[..., self.i, None], own], -1)
-        # The key: how often each pitch class has sounded, from own up, next to the mean.
+        # The key: how often each pitch class has sounded, from own up.
         classes = classes.gather(-1, (own + torch.arange(12, device=own.device)) % 12).float()
         key = (classes + 1).log() - (classes.mean(-1, keepdim=True) + 1).log()
         hidden = self.context(context) + self.facts(facts) + self.key(key)
@@ -279,7 +280,8 @@ class VQVAE(nn.Module):
         self.eval()
         prime = torch.zeros(0, data.KEYS) if prime is None else torch.as_tensor(prime)
         prime = prime[len(prime) % self.pattern:].to(self.start.device).expand(n, -1, -1)
-        (notes, _, _, k, _), state, new = self.read(prime), None, slice(None)
+        notes, _, _, k, _ = self.read(prime)
+        state, new = None, slice(None)  # which patterns the LSTM has yet to hear
         for _ in data.progress(range(0, length, self.pattern), "sampling patterns"):
             past = self.past(notes)
             h, state = self.remember(k[:, new], notes[:, new], past[:, :-1][:, new], state)
