@@ -12,12 +12,14 @@ An encoder reads the window both ways; a decoder writes frame after frame. With 
     python vae.py    # default run; less --beta: z says more; --latent 0 --drop 0: without z
     python vae.py --paper --voices 1    # the paper's; --rec-mean: as its code had it
 
-Differences from the paper, whose z collapsed (KL 0): its code averaged the reconstruction over
-notes but summed the KL, which weighs it N times too much (--rec-mean); here both are summed. Each
-share's prior knows what is written before it (Chung et al. 2015): z costs what is new; --features 0
-is one share for all. The decoder reads true frames, not its own softmax, but of --drop of the
-windows none: z must say it all. The KL's weight rises: z learns to speak, then to be brief. Voices
-are chosen in turn (Heads), frames read as intervals too, weights averaged. Else as in lstm.py.
+Differences from the paper, whose z collapsed (KL 0):
+- Its code averaged the reconstruction over notes but summed the KL, which then weighs N times too
+  much (--rec-mean); here both are summed.
+- Each share's prior knows what is written before it (Chung et al. 2015), so that z costs only what
+  is new. --features 0: one share for all, as the paper's.
+- The decoder reads true frames, not its own softmax (--feed), but in --drop of the windows none, so
+  that z must say it all. The KL's weight rises (--anneal): z learns to speak, then to be brief.
+- Voices are chosen in turn (Heads), frames read as intervals too, weights averaged. Else: lstm.py.
 """
 
 import copy
@@ -45,12 +47,11 @@ def relative(scores, symbol):
 
 
 def often(past, T):
-    """How often each pitch class has sounded after each of the last T frames of past (B, S, V),
-    lately most: the key, more or less. (B, T, 12), logarithms less that of the mean."""
+    """How often each pitch class has sounded, lately most, by each of the last T frames of past
+    (B, S, V): the key, more or less. (B, T, 12), logarithms less that of the mean."""
     time = torch.arange(past.shape[1], device=past.device)
-    ago = time[-T:, None] - time  # (T, S)
-    sound = (F.one_hot(past % 12, 12) * (past > 0)[..., None]).sum(2).float()  # (B, S, 12)
-    tally = (FADE ** ago.clamp(min=0) * (ago >= 0)) @ sound
+    fade = (FADE ** (time[-T:, None] - time)).tril(len(time) - T)  # (T, S), 0 for later frames
+    tally = fade @ (F.one_hot(past % 12, 12) * (past > 0)[..., None]).sum(2).float()
     return (tally + 1).log() - (tally.mean(-1, keepdim=True) + 1).log()
 
 
@@ -64,42 +65,35 @@ class Heads(nn.Module):
         self.order = [0, voices - 1, *range(1, voices - 1)][:voices]
         self.pitch, self.interval = nn.Embedding(data.SYMBOLS, 32), nn.Embedding(2 * data.KEYS, 32)
         self.sizes = [[data.SYMBOLS, 2 * SPAN + 1, *[2 * SPAN + 1, 12] * i] for i in range(voices)]
-        inputs += 12 + 32 * (voices - 1)
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(inputs + 96 * i, hidden), nn.ReLU(), nn.Dropout(dropout),
-                          nn.Linear(hidden, sum(sizes))) for i, sizes in enumerate(self.sizes))
+        self.heads = nn.ModuleList(nn.Sequential(
+            nn.Linear(inputs + 12 + 32 * (voices - 1) + 96 * i, hidden), nn.ReLU(),
+            nn.Dropout(dropout), nn.Linear(hidden, sum(out))) for i, out in enumerate(self.sizes))
 
-    def logits(self, i, x, past, voices):
-        """Logits (B, T, 89) of the i-th voice in order, from what the decoder knows, x (B, T, .),
-        the frames before, past (B, S, V), S >= T, and the chosen ones in voices (B, T, V)."""
-        v, chosen, last = self.order[i], self.order[:i], past[:, -x.shape[1]:]
-        own, x = last[..., v], [x, often(past, x.shape[1])]
-        x += [self.interval(interval(last[..., u], own)) for u in self.order if u != v]
-        for u in chosen:  # its pitch, its motion, its interval from this voice's last note
-            x += [self.pitch(voices[..., u]),
-                  self.interval(interval(voices[..., u], last[..., u])),
-                  self.interval(interval(voices[..., u], own))]
-        logits, motion, *pairs = self.heads[i](torch.cat(x, -1)).split(self.sizes[i], -1)
-        logits = logits + relative(motion, own)
-        for u, harmony, parallel in zip(chosen, pairs[::2], pairs[1::2]):
-            now, then = voices[..., u], last[..., u]
-            along = (own + now - then).clamp(0, data.KEYS)  # the note that keeps the interval
-            moves = (now > 0) & (then > 0) & (own > 0) & (now != then)
-            score = parallel.gather(-1, ((then - own) % 12)[..., None]) * moves[..., None]
-            logits = (logits + relative(harmony, now)).scatter_add(-1, along[..., None], score)
-            symbols, now = torch.arange(data.SYMBOLS, device=own.device), now[..., None]
-            fits = (symbols < now) if u < v else (symbols > now) & (now > 0)
-            logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)  # a rest always fits
-        return logits
-
-    def draw(self, x, past, generator=None, temperature=1.0, top_p=1.0):
-        """Voices drawn (B, T, V), and their softmax as a frame: each key's chance (B, T, 88)."""
-        voices, silent = torch.zeros_like(past[:, -x.shape[1]:]), 1.0
-        for i, v in enumerate(self.order):
-            logits = self.logits(i, x, past, voices.clone())
-            voices[..., v] = data.sample_symbols(logits, generator, temperature, top_p)
+    def forward(self, x, past, voices=None, **draw):
+        """Frames after the last T of past (B, S, V), from what the decoder knows, x (B, T, .):
+        voices (B, T, V), given or drawn; their -log p (B, T); each key's chance (B, T, 88)."""
+        last, x = past[:, -x.shape[1]:], torch.cat([x, often(past, x.shape[1])], -1)
+        symbols, chosen, nll, silent = torch.arange(data.SYMBOLS, device=x.device), {}, 0, 1
+        for v, head, sizes in zip(self.order, self.heads, self.sizes):
+            own = last[..., v]
+            known = [x, *(self.interval(interval(last[..., u], own)) for u in self.order if u != v)]
+            for u, now in chosen.items():  # its pitch, its motion, its interval from v's last note
+                known += [self.pitch(now), self.interval(interval(now, last[..., u])),
+                          self.interval(interval(now, own))]
+            logits, motion, *pairs = head(torch.cat(known, -1)).split(sizes, -1)
+            logits = logits + relative(motion, own)
+            for (u, now), harmony, parallel in zip(chosen.items(), pairs[::2], pairs[1::2]):
+                then = last[..., u]
+                along = (own + now - then).clamp(0, data.KEYS)  # the note that keeps the interval
+                moves = (now > 0) & (then > 0) & (own > 0) & (now != then)
+                score = parallel.gather(-1, ((then - own) % 12)[..., None]) * moves[..., None]
+                logits = (logits + relative(harmony, now)).scatter_add(-1, along[..., None], score)
+                fits = ((symbols - now[..., None]) * (u - v) > 0) & (now > 0)[..., None]
+                logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)  # a rest always fits
+            chosen[v] = data.sample_symbols(logits, **draw) if voices is None else voices[..., v]
+            nll = nll + F.cross_entropy(logits.mT, chosen[v], reduction="none")
             silent = silent * (1 - logits.softmax(-1)[..., 1:])
-        return voices, 1 - silent
+        return torch.stack([chosen[v] for v in sorted(chosen)], -1), nll, 1 - silent
 
 
 class Encoder(nn.Module):
@@ -125,9 +119,8 @@ class Encoder(nn.Module):
 class VAE(nn.Module):
     """Encoder, a decoder of one LSTM, the prior that reads its state, heads; flags as in main."""
 
-    def __init__(self, voices=4, window=32, segment=4, hidden=256, latent=128, features=64,
-                 dropout=0.4, dropout_heads=0.2, feed="teacher", drop=0.3, beta=1.0,
-                 rec_mean=False):
+    def __init__(self, voices=4, window=32, segment=4, hidden=256, latent=128, drop=0.3, beta=1.0,
+                 features=64, dropout=0.4, dropout_heads=0.2, feed="teacher", rec_mean=False):
         super().__init__()
         U = window // segment if features else 1
         if window % segment or latent % U:
@@ -135,20 +128,19 @@ class VAE(nn.Module):
                                   f"number of segments --latent {latent}")
         self.voices, self.window, self.latent, self.features = voices, window, latent, features
         self.feed, self.drop, self.beta, self.rec_mean = feed, drop, beta, rec_mean
-        D = latent // U  # numbers in each of z's U shares
+        H, D = hidden, latent // U  # D: numbers in each of z's U shares
         self.shape, self.share = (U, D), window // U  # of z; frames that a share speaks of
-        self.encode = Encoder(window, U, D, (hidden + 1) // 2, features)
-        self.prior = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(),
-                                   nn.Linear(hidden, 2 * D, bias=False))
+        self.encode = Encoder(window, U, D, (H + 1) // 2, features)
+        self.prior = nn.Sequential(nn.Linear(H, H), nn.ReLU(), nn.Linear(H, 2 * D, bias=False))
         nn.init.zeros_(self.prior[-1].weight)  # N(0, I), at first
         self.start = nn.Parameter(torch.zeros(data.KEYS))  # stands for the frame before the first
-        self.first = nn.Linear(D, 2 * hidden)
+        self.first = nn.Linear(D, 2 * H)
         self.views = nn.Linear(D, self.share * features)
         self.facts = nn.Embedding(6 * data.KEYS, 16)  # symbols, motions, intervals
-        self.lstm = nn.LSTM(data.KEYS + 16 * (3 * voices - 1) + features, hidden, batch_first=True)
+        self.lstm = nn.LSTM(data.KEYS + 16 * (3 * voices - 1) + features, H, batch_first=True)
         nn.init.normal_(self.lstm.weight_ih_l0[:, :data.KEYS], std=0.5)
         self.dropout = nn.Dropout(dropout)
-        self.heads = Heads(voices, hidden + features, hidden // 2, dropout_heads)
+        self.heads = Heads(voices, H + features, H // 2, dropout_heads)
 
     def plan(self, z):
         """Shares of z (B, K, D) -> the decoder's first state, two of (1, B, H), and their views:
@@ -166,8 +158,8 @@ class VAE(nn.Module):
         return self.lstm(torch.cat([frames, self.facts(facts).flatten(2), views], -1), state)
 
     def score(self, frames, mask, z, seen=True):
-        """-log p(x_t | x_<t, z) of each frame, summed over voices, (B, T) nats, 0 if masked, and
-        the prior's m and log s^2, (B, Z) each. seen (B, 1, 1): not if z alone tells it."""
+        """-log p(x_t | x_<t, z) of each frame, (B, T) nats, 0 if masked; the prior's m and log s^2,
+        (B, Z) each. seen (B, 1, 1): whether the decoder reads frames, or z alone tells it all."""
         frames = F.pad(frames * mask[..., None], (0, 0, 0, self.window - frames.shape[1]))
         voices = data.to_voices(frames, self.voices)  # (B, N, V)
         past = F.pad(voices[:, :-1], (0, 0, 2, 0)) * seen
@@ -180,15 +172,12 @@ class VAE(nn.Module):
             h, past = [], torch.zeros_like(past)
             for view, then in zip(views.split(1, 1), before.split(1, 1)):
                 now, state = self.read(frame, past[:, :2], then, state)
-                _, frame = self.heads.draw(torch.cat([now, view], -1), past[:, :1], temperature=0)
+                *_, frame = self.heads(torch.cat([now, view], -1), past[:, :1], temperature=0)
                 h.append(now)
             h = torch.cat(h, 1)
         h = self.dropout(h)  # (B, N, H)
         m, logs = F.pad(self.prior(h[:, self.share::self.share]), (0, 0, 1, 0)).chunk(2, -1)
-        x = torch.cat([h, views], -1)
-        nll = sum(F.cross_entropy(self.heads.logits(i, x, past[:, 1:], voices).mT,
-                                  voices[..., v], reduction="none")
-                  for i, v in enumerate(self.heads.order))
+        _, nll, _ = self.heads(torch.cat([h, views], -1), past[:, 1:], voices)
         return mask * nll[:, :mask.shape[1]], m.flatten(1), logs.flatten(1)
 
     def terms(self, frames, mask, seen=True):
@@ -200,15 +189,13 @@ class VAE(nn.Module):
 
     def nll(self, frames, mask):
         """Upper bound on -log p of each window in nats, with one z drawn: (B,)."""
-        nll, kl = self.terms(frames, mask)
-        return nll.sum(1) + kl.sum(1)
+        return sum(part.sum(1) for part in self.terms(frames, mask))
 
     def forward(self, frames, mask):
         """frames (B, T, 88), mask (B, T) -> loss in nats per frame, and its parts for the log."""
         seen = torch.rand_like(mask[:, :1, None]) >= self.drop * self.training  # (B, 1, 1)
         nll, kl = self.terms(frames, mask, seen)
-        nll = nll.sum() / mask.sum()
-        kl = (kl * seen[:, 0]).sum() / seen.sum().clamp(min=1)
+        nll, kl = nll.sum() / mask.sum(), (kl * seen[:, 0]).sum() / seen.sum().clamp(min=1)
         loss = nll + self.beta * kl * len(frames) / mask.sum()
         if self.rec_mean:  # as the study's code: nats per note, but per window
             loss = nll / self.voices + self.beta * kl
@@ -216,8 +203,8 @@ class VAE(nn.Module):
 
     @data.sampling()
     def decode(self, z, length=None, generator=None, temperature=1.0, top_p=1.0, past=None):
-        """z or its first shares (n, K * D), the rest is drawn -> bool (n, length, 88); past (n, P,
-        88): how it starts. temperature 0: the likeliest notes, after --drop those z alone tells."""
+        """z or its first shares (n, K * D), the rest is drawn -> bool (n, length, 88). past (n, P,
+        88): how it starts. temperature 0: the likeliest notes, told by z alone if --drop is on."""
         z, roll = torch.stack(z.split(self.shape[1], 1), 1), []  # (n, K, D)
         state, views = self.plan(z)
         seen = temperature > 0 or self.drop == 0  # its own guesses would lead it astray
@@ -230,8 +217,8 @@ class VAE(nn.Module):
                 z = torch.cat([z, torch.normal(m, (logs / 2).exp(), generator=generator)], 1)
                 _, views = self.plan(z)
             view = views[:, t:t + 1]
-            x = torch.cat([h, view], -1)
-            voices, frame = self.heads.draw(x, heard, generator, temperature, top_p)
+            voices, _, frame = self.heads(torch.cat([h, view], -1), heard, generator=generator,
+                                          temperature=temperature, top_p=top_p)
             if past is not None and t < past.shape[1]:
                 voices = data.to_voices(past[:, t:t + 1], self.voices)
             roll.append(data.from_voices(voices))  # (n, 1, 88)

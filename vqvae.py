@@ -1,26 +1,26 @@
 """A VQ-VAE over beats of music, and an LSTM prior over its codes (sections 5.4 and 5.5).
 
 A pattern, P frames of V voices, becomes C codes out of K. With C = V a code is a figure of one
-voice, counted from its last note: "stays", "a step up, then a third down". x_c are the notes that
-code c stands for; e_1 .. e_K, the codebook, are vectors (D):
+voice, counted from its last note: "a step up, then a third down". x_c are the notes that code c
+stands for; the codebook has K entries e_k (D), moving averages of the z that choose them:
 
     z_c = encoder(x_c)                                                  (D)
     k_c = argmin_k |z_c - e_k|^2                                        the nearest entry
     p(x_c | k_c) = softmax(decoder(e_k_c, notes before)), every note    (P, V / C, 89)
     loss = sum_c -log p(x_c | k_c) + beta |z_c - sg(e_k_c)|^2           sg: stop-gradient
 
-When the codebook stands, an LSTM learns the prior p(k_c | all before). To write, it chooses a
-code, the decoder its notes, and so on. -log p(k) - log p(x | k) bounds -log p(x) from above.
+argmin has no gradient: z_c gets that of e_k_c, straight through. Then all this stands, and an LSTM
+learns the prior p(k_c | all before). To write, it chooses a code, the decoder its notes, and so on.
+-log p(k) - log p(x | k) bounds -log p(x) from above.
 
     python vqvae.py --codebook 64                                                  # default run
     python vqvae.py --codebook 64 --pattern 4 --codes 1 --window 256 --context 4   # the paper's
 
-Differences from the paper, besides transposed windows:
-- A code for each voice and beat, not one for half a bar: 6 bits cannot hold four voices.
-- Notes are counted from the last ones: what is learned at one pitch holds at all.
-- The decoder chooses notes, not 88 keys independently of each other, which would clash.
-- The prior reads notes beside codes, and all patterns before, not four.
-- Entries that nothing chooses start again. Equation (8) adds log p where it must be subtracted.
+Differences from the paper, besides transposed windows: a code is for one voice and beat, as 6 bits
+cannot hold half a bar of four. It is counted from the last notes: what is learned at one pitch
+holds at all. The decoder chooses notes, not 88 keys independently of each other, which would clash.
+The prior reads notes beside codes, and all patterns before, not four. Entries that nothing chooses
+start again. Equation (8) adds log p where it must be subtracted.
 """
 
 import torch
@@ -29,20 +29,14 @@ from torch.nn import functional as F
 
 import data
 
-SPAN = 24  # intervals are counted up to two octaves
+SPAN = 24  # semitones: larger intervals count as this one
 STEPS = 2 * SPAN + 2  # classes of an interval
 METRE = 16  # frames after which the metre repeats: two bars
 
 
-def interval(a, b):
-    """The interval from symbols b up to symbols a as a class 0..STEPS-1: 0 where a rests."""
-    return torch.where(a > 0, (a - b).clamp(-SPAN, SPAN) + SPAN + 1, 0)
-
-
 class Quantizer(nn.Module):
-    """A codebook of K entries (D), each a moving average (decay: g) of the vectors that choose it
-    (van den Oord et al. 2017, A.1). One chosen less often than the share `restart` of the mean
-    starts again."""
+    """K entries (D), each a moving average (decay: g) of the vectors that choose it (van den Oord
+    et al. 2017, A.1). Those chosen less than `restart` times as often as the mean start again."""
 
     def __init__(self, codebook, dim, decay=0.99, restart=0.1):
         super().__init__()
@@ -68,9 +62,14 @@ class Quantizer(nn.Module):
         new = z[torch.multinomial(far + 1e-9, len(self.entries), replacement=True)]
         mean, first = self.counts.mean(), data.RANK == 0  # whose new vectors all processes take
         dead = self.counts < self.restart * mean  # (K, 1)
-        self.sums.copy_(torch.where(dead, data.sum_over_processes(first * mean * new), self.sums))
-        self.counts.copy_(torch.where(dead, mean, self.counts))
-        self.entries.copy_(self.sums / self.counts)
+        self.sums = torch.where(dead, data.sum_over_processes(first * mean * new), self.sums)
+        self.counts = torch.where(dead, mean, self.counts)
+        self.entries = self.sums / self.counts
+
+
+def interval(a, b):
+    """The interval from symbols b up to symbols a as a class 0..STEPS-1: 0 where a rests."""
+    return torch.where(a > 0, (a - b).clamp(-SPAN, SPAN) + SPAN + 1, 0)
 
 
 class OneHotLinear(nn.EmbeddingBag):
@@ -100,19 +99,17 @@ class Choice(nn.Module):
         self.out = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, outputs))
 
     def forward(self, context, notes, past):
-        """context (..., inputs); notes (..., P, V), of which voices before i are read; past
-        (..., F), see VQVAE.follow -> (..., outputs)."""
-        V = notes.shape[-1]
-        last, sums, classes, frames = past.split([V, V, 12, 1], -1)
+        """context (..., inputs); notes (..., P, V), read up to voice i - 1; past (..., F), see
+        VQVAE.past -> (..., outputs)."""
+        last, far, classes, _ = past.split([notes.shape[-1], notes.shape[-1], 12, 1], -1)
         own, now = last[..., self.i, None], notes[..., :self.i]  # (..., 1), (..., P, i)
         then = torch.cat([last[..., None, :self.i], now[..., :-1, :]], -2)
         # Where a voice stood above this one (12, up to octaves) and its move since (15, up to a
         # fifth): the same move from a fifth or an octave would be parallel.
         moves = 1 + (then - own[..., None]) % 12 * 15 + (now - then).clamp(-7, 7) + 7
         moves = torch.where((now > 0) & (then > 0), moves, 0)
-        middle = ((sums[..., self.i, None] + own) / (frames + 1)).round().long()  # of its range
         facts = torch.cat([interval(now, own[..., None]).flatten(-2), moves.flatten(-2),
-                           interval(last, own), interval(own, middle), own], -1)
+                           interval(last, own), far[..., self.i, None], own], -1)
         # The key: how often each pitch class has sounded, from own up.
         classes = classes.gather(-1, (own + torch.arange(12, device=own.device)) % 12).float()
         key = (classes + 1).log() - (classes.mean(-1, keepdim=True) + 1).log()
@@ -128,15 +125,14 @@ class VQVAE(nn.Module):
                  beta=0.25, prior_hidden=256, context=0, dropout=0.6, dropout_heads=0.2):
         super().__init__()
         V, P, C, K, H = voices, pattern, codes, codebook, prior_hidden
-        self.voices, self.window, self.pattern, self.codes, self.codebook = V, window, P, C, K
+        self.voices, self.window, self.pattern, self.codes, self.share = V, window, P, C, V // C
         self.beta, self.context, self.dropout = beta, context, dropout
         self.order = [0, V - 1, *range(1, V - 1)][:V]  # of choice: outer voices first
         middle = torch.linspace(52, 33, V).round().long()[self.order]  # of ranges: C5 .. F3
         self.register_buffer("middle", middle, persistent=False)
-        self.share = V // C  # voices of a code
-        read = OneHotLinear([STEPS] * P * self.share, hidden)
-        self.encoder = nn.Sequential(read, nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
-                                     nn.Linear(hidden, dim))
+        self.encoder = nn.Sequential(
+            OneHotLinear([STEPS] * P * self.share, hidden), nn.GELU(),
+            nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, dim))
         self.quantizer = Quantizer(K, dim)
         self.decoder = nn.ModuleList(Choice(i, V, P, dim, hidden, P * STEPS, 0.2) for i in range(V))
         self.start = nn.Parameter(torch.zeros(H))  # stands for the pattern before the first
@@ -144,41 +140,42 @@ class VQVAE(nn.Module):
         self.listen = OneHotLinear(sizes, H)
         self.lstm = nn.LSTM(H, H, num_layers=2, dropout=dropout, batch_first=True)
         self.prior = nn.ModuleList(
-            Choice(c * self.share, V, P, H, H, K, dropout_heads) for c in range(C))
+            Choice(i, V, P, H, H, K, dropout_heads) for i in range(0, V, self.share))
 
-    def read(self, frames):
-        """frames (B, T, 88) -> notes of N = T / P patterns (B, N, P, V), past of each (B, N, F)."""
-        notes = data.to_voices(frames, self.voices)[..., self.order]
-        notes = notes.unflatten(1, (-1, self.pattern))
-        past = [F.pad(self.middle, (0, self.voices + 13)).expand(len(notes), -1)]
-        for pattern in notes[:, :-1].unbind(1):
-            past.append(self.follow(past[-1], pattern))
-        return notes, torch.stack(past, 1)
-
-    def follow(self, past, notes):
-        """The past (B, F) after notes (B, P, V) too: each voice's last note (V), the sum of its
-        notes, rests being the middle of its range (V), how often each pitch class has sounded (12),
-        the number of frames (1)."""
-        last, sung = past[:, :self.voices], past[:, self.voices:]
-        for now in notes.unbind(1):
-            last = torch.where(now > 0, now, last)
-            classes = (F.one_hot(now % 12, 12) * (now > 0)[..., None]).sum(1)
-            frame = [torch.where(now > 0, now, self.middle), classes, torch.ones_like(now[:, :1])]
-            sung = sung + torch.cat(frame, -1)
-        return torch.cat([last, sung], -1)
+    def past(self, notes):
+        """What came before each of N patterns and the next: notes (B, N, P, V) -> (B, N + 1, F),
+        each voice's last note (V) and how far that is from its mean, rests being the middle (V);
+        how often each pitch class has sounded (12); how many frames there were (1)."""
+        B, middle = len(notes), self.middle
+        lines = torch.cat([middle.expand(B, 1, -1), notes.flatten(1, 2)], 1)  # (B, 1 + T, V)
+        sounds, time = lines > 0, torch.arange(lines.shape[1], device=lines.device)[:, None]
+        last = lines.gather(1, (time * sounds).cummax(1).values)
+        mean = (torch.where(sounds, lines, middle).cumsum(1) - middle + last) / (time + 1)
+        classes = (F.one_hot(lines % 12, 12) * (sounds & (time > 0))[..., None]).sum(2).cumsum(1)
+        far = interval(last, mean.round().long())
+        return torch.cat([last, far, classes, time.expand(B, -1, -1)], -1)[:, ::self.pattern]
 
     def vectors(self, notes, past):
-        """What the quantiser gets: notes (..., P, V) and their past -> z (..., C, D)."""
+        """What the encoder makes of notes (..., P, V) after their past: z (..., C, D)."""
         steps = interval(notes, past[..., None, :self.voices]).unflatten(-1, (self.codes, -1))
         return self.encoder(steps.transpose(-3, -2).flatten(-2))
+
+    def read(self, frames):
+        """frames (B, T, 88) of N = T / P patterns -> notes (B, N, P, V), past of each (B, N, F),
+        z (B, N, C, D), codes k (B, N, C) and their entries (B, N, C, D)."""
+        notes = data.to_voices(frames, self.voices)[..., self.order]
+        notes = notes.unflatten(1, (-1, self.pattern))
+        past = self.past(notes)[:, :-1]
+        z = self.vectors(notes, past)
+        return notes, past, z, *self.quantizer(z)
 
     def note_logits(self, i, entries, notes, past):
         """Logits (..., P, 89) of voice i, given the codes' entries (..., C, D). What crosses or
         doubles voices before in notes (..., P, V) has no probability: that of all frames is one."""
         scores = self.decoder[i](entries[..., i // self.share, :], notes, past)
-        scores = scores.unflatten(-1, (self.pattern, STEPS))
         symbols = torch.arange(data.SYMBOLS, device=past.device)
-        logits = scores.take_along_dim(interval(symbols, past[..., i, None])[..., None, :], -1)
+        steps = interval(symbols, past[..., i, None])[..., None, :]  # from i's last note
+        logits = scores.unflatten(-1, (self.pattern, STEPS)).take_along_dim(steps, -1)
         if i:
             above, bass = notes[..., 0 if i < 3 else i - 1, None], notes[..., 1, None]
             fits = (symbols < above) & ((i == 1) | (symbols > bass) & (bass > 0))
@@ -194,9 +191,7 @@ class VQVAE(nn.Module):
     def forward(self, frames, mask):
         """The codec's loss: frames (B, T, 88), mask (B, T) -> loss in nats per frame, and its parts
         for the log. In training the codebook moves."""
-        notes, past = self.read(frames)
-        z = self.vectors(notes, past)  # (B, N, C, D)
-        k, entries = self.quantizer(z)
+        notes, past, z, k, entries = self.read(frames)
         real = mask[:, ::self.pattern, None].expand(k.shape)  # (B, N, C)
         # Straight-through: the decoder reads the entries, its gradient goes to z as it is.
         straight = z + (entries - z).detach()
@@ -208,17 +203,14 @@ class VQVAE(nn.Module):
         return reconstruction + self.beta * commitment, {
             "reconstruction": reconstruction.detach(), "commitment": commitment.detach()}
 
-    def hear(self, k, notes, past):
-        """What the LSTM reads of patterns: codes k (..., C), notes and past as ever -> (..., H)."""
-        beat = (past[..., -1:] + self.pattern) % METRE  # of the next pattern
+    def remember(self, k, notes, past, state=None):
+        """What the LSTM says after patterns' codes k (B, N, C), notes and past: (B, N, H), and its
+        state; without a state (B, N + 1, H), first after the start. With a context it hears so
+        many patterns for each, no more. Dropout has one mask per window."""
         moves = interval(notes, past[..., None, :self.voices])
-        chords = interval(notes[..., 1:], notes[..., :-1])
-        columns = [x.flatten(-2) for x in (notes, moves, chords)]
-        return self.listen(torch.cat([*columns, k, beat], -1))
-
-    def remember(self, heard, state=None):
-        """The LSTM over what was heard (B, N, H), at first after the start: outputs, state. With a
-        context each output comes from so many patterns alone. Dropout has one mask per window."""
+        columns = [notes, moves, interval(notes[..., 1:], notes[..., :-1])]
+        beat = (past[..., -1:] + self.pattern) % METRE  # of the next pattern
+        heard = self.listen(torch.cat([*(x.flatten(-2) for x in columns), k, beat], -1))
         if state is None:
             heard = torch.cat([self.start.expand(len(heard), self.context or 1, -1), heard], 1)
         if self.context:
@@ -232,11 +224,10 @@ class VQVAE(nn.Module):
     def halves(self, frames, mask):
         """The bound's halves: -log p(k) of each pattern (B, N), -log p(x | k) of each frame (B, T),
         in nats; and k (B, N, C). The codec gets no gradient: it stands while the prior learns."""
-        notes, past = self.read(frames)
         with torch.no_grad():
-            k, entries = self.quantizer(self.vectors(notes, past))
+            notes, past, _, k, entries = self.read(frames)
             reconstruction = self.reconstruction(entries, notes, past) * mask
-        h, _ = self.remember(self.hear(k, notes, past)[:, :-1])
+        h, _ = self.remember(k[:, :-1], notes[:, :-1], past[:, :-1])
         prior = sum(F.cross_entropy(prior(h, notes, past).mT, k[..., c], reduction="none")
                     for c, prior in enumerate(self.prior))
         return prior * mask[:, ::self.pattern], reconstruction, k
@@ -250,42 +241,37 @@ class VQVAE(nn.Module):
         """Upper bound on -log p of each window in nats: (B,)."""
         return sum(half.sum(1) for half in self.halves(frames, mask)[:2])
 
-    def write(self, past, k=None, h=None, choose=lambda logits: logits.argmax(-1)):
-        """The pattern after past (B, F): codes (B, C), notes (B, P, V). Codes are k, where given,
-        else the prior's choice when the LSTM says h (B, H). choose: logits -> symbols."""
-        notes = past.new_zeros(len(past), self.pattern, self.voices)
+    def write(self, notes, past, k=None, h=None, choose=lambda logits: logits.argmax(-1)):
+        """Go on after notes (B, N, P, V) and past (B, F): codes (B, C) and notes (B, N + 1, P, V).
+        Codes are k, or else the prior's when the LSTM says h (B, H). choose: logits -> symbols."""
+        new = past.new_zeros(len(past), self.pattern, self.voices)
         codes = past.new_zeros(len(past), self.codes) if k is None else k
         for i in range(self.voices):
+            c = i // self.share
             if k is None and i % self.share == 0:
-                c = i // self.share
-                codes[:, c] = choose(self.prior[c](h, notes, past))
-            entries = self.quantizer.entries[codes]
-            notes[..., i] = choose(self.note_logits(i, entries, notes, past))
-        return codes, notes
+                codes[:, c] = choose(self.prior[c](h, new, past))
+            new[..., i] = choose(self.note_logits(i, self.quantizer.entries[codes], new, past))
+        return codes, torch.cat([notes, new[:, None]], 1)
 
     @torch.no_grad()
-    def rebuild(self, frames, codes=None):
-        """frames (B, T, 88) -> codes (B, N, C), theirs or those given, and the likeliest roll, bool
-        (B, T, 88). A code is counted from the notes rebuilt so far, not from the real ones: so an
-        error does not shift all that follows."""
-        notes, past = self.read(frames)
-        past, used, roll = past[:, 0], [], []
-        for n in range(notes.shape[1]):
-            k = self.quantizer(self.vectors(notes[:, n], past))[0] if codes is None else codes[:, n]
-            _, rebuilt = self.write(past, k)
-            past = self.follow(past, rebuilt)
-            used.append(k)
-            roll.append(data.from_voices(rebuilt))
-        return torch.stack(used, 1), torch.cat(roll, 1)
-
     def encode(self, frames, mask=None):
-        """frames (B, T, 88) -> codes (B, N, C)."""
-        return self.rebuild(frames)[0]
+        """frames (B, T, 88) -> codes (B, N, C), counted from the notes that decode will make of
+        those before, not from the real ones: so an error does not shift all that follows."""
+        real, codes = self.read(frames)[0], []
+        notes = real[:, :0]
+        for pattern in real.unbind(1):
+            past = self.past(notes)[:, -1]
+            codes.append(self.quantizer(self.vectors(pattern, past))[0])
+            _, notes = self.write(notes, past, codes[-1])
+        return torch.stack(codes, 1)
 
+    @torch.no_grad()
     def decode(self, codes):
         """codes (B, N, C) -> the likeliest roll, bool (B, T, 88)."""
-        frames = self.start.new_zeros(len(codes), codes.shape[1] * self.pattern, data.KEYS)
-        return self.rebuild(frames, codes)[1]
+        notes = codes.new_zeros(len(codes), 0, self.pattern, self.voices)
+        for k in codes.unbind(1):
+            _, notes = self.write(notes, self.past(notes)[:, -1], k)
+        return data.from_voices(notes).flatten(1, 2)
 
     @data.sampling()
     def sample(self, n, length, generator=None, temperature=1.0, top_p=0.85, prime=None):
@@ -293,20 +279,16 @@ class VQVAE(nn.Module):
         roll, what follows it (whole patterns of it are read, its end first)."""
         self.eval()
         prime = torch.zeros(0, data.KEYS) if prime is None else torch.as_tensor(prime)
-        frames = prime[len(prime) % self.pattern:].to(self.start.device).float()
-        frames = F.pad(frames, (0, 0, 0, self.pattern)).expand(n, -1, -1)  # and one to write
-        notes, past = self.read(frames)
-        k, _ = self.quantizer(self.vectors(notes, past))
-        heard, past, state, roll = self.hear(k, notes, past)[:, :-1], past[:, -1], None, []
+        prime = prime[len(prime) % self.pattern:].to(self.start.device).expand(n, -1, -1)
+        notes, _, _, k, _ = self.read(prime)
+        state, new = None, slice(None)  # which patterns the LSTM has yet to hear
         for _ in data.progress(range(0, length, self.pattern), "sampling patterns"):
-            h, state = self.remember(heard, state)
-            k, notes = self.write(past, None, h[:, -1], lambda logits: data.sample_symbols(
-                logits, generator, temperature, top_p))
-            new = self.hear(k, notes, past)[:, None]
-            heard = torch.cat([heard, new], 1)[:, -max(1, self.context):]
-            past = self.follow(past, notes)
-            roll.append(data.from_voices(notes))
-        return torch.cat(roll, 1)[:, :length]
+            past = self.past(notes)
+            h, state = self.remember(k[:, new], notes[:, new], past[:, :-1][:, new], state)
+            codes, notes = self.write(notes, past[:, -1], None, h[:, -1], lambda logits: (
+                data.sample_symbols(logits, generator, temperature, top_p)))
+            k, new = torch.cat([k, codes[:, None]], 1), slice(-max(1, self.context), None)
+        return data.from_voices(notes).flatten(1, 2)[:, prime.shape[1]:][:, :length]
 
 
 @torch.no_grad()
@@ -317,13 +299,13 @@ def evaluate(model, pieces):
     windows, sums = data.Windows(pieces, model.window, model.start.device, hop=model.window), []
     for frames, mask in windows.chunks(64):
         prior, reconstruction, k = model.halves(frames, mask)
-        rebuilt = model.rebuild(frames)[1] * mask[..., None]
-        used = F.one_hot(k, model.codebook).sum(2) * mask[:, ::model.pattern, None]  # (B, N, K)
+        rebuilt = model.decode(model.encode(frames)) * mask[..., None]
+        used = F.one_hot(k, len(model.quantizer.entries)) * mask[:, ::model.pattern, None, None]
         sums.append((prior.sum(), reconstruction.sum(), (2 * rebuilt * frames).sum(),
-                     (rebuilt + frames).sum(), used.sum((0, 1))))
+                     (rebuilt + frames).sum(), used.sum((0, 1, 2))))
     model.train()
     *totals, used = (sum(parts) for parts in zip(*sums))
-    prior, reconstruction, hits, cells = (total.item() for total in totals)
+    prior, reconstruction, hits, cells = torch.stack(totals).tolist()
     count, notes = sum(map(len, pieces)), sum(int(piece.sum()) for piece in pieces)
     nll = prior + reconstruction
     return {"nll": nll / count, "nll_per_note": nll / notes, "prior_nll": prior / count,
@@ -366,8 +348,7 @@ def train(args):
 
 
 def main(argv=None):
-    parser = data.Parser(__doc__, run="vqvae", log=(
-        "nll, the bound in nats per frame, prior plus reconstruction; f1 of rebuilt notes"))
+    parser = data.Parser(__doc__, "vqvae", log="nll: bound, prior + reconstruction; f1: rebuilt")
     parser.set_defaults(transpose=0.3333)  # most music lies where Bach's does
     add = parser.add_argument
     add("--window", type=data.positive_int, default=128, help="frames of a training window")
