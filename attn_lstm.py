@@ -171,7 +171,7 @@ class AttnLSTM(nn.Module):
             facts, moves = relations(past)
             x.append(self.facts(facts[:, -T:]).flatten(2))
         if "tonality" in self.has:
-            known["key"], known["often"] = tonality(past, T, self.scale)
+            known["key"], often = tonality(past, T, self.scale)
             x.append(known["key"][:, :, 0])
         if "memory" in self.has:
             known["next"], known["match"] = recall(past, T)
@@ -194,34 +194,29 @@ class AttnLSTM(nn.Module):
                     torch.einsum("bnts,bsvk->btvnk", weights[..., :-1], x) for x in (notes, steps))
             context = torch.cat([h, found], -1)
         known["context"] = self.locked(context, drop)
+        if "tonality" in self.has:
+            known["context"] = torch.cat([known["context"], often], -1)
         return known, (past, lstm1, lstm2, outputs[:, -1 - self.window:])
 
     def locked(self, x, p):
         """Dropout with one mask for all frames of a window (Gal and Ghahramani 2016): (B, T, D)."""
         return F.dropout1d(x.mT, p, self.training).mT
 
-    def head(self, i, known, voices):
-        """The scores (B, T, sizes[i]) that the i-th head in the chain gives, from what is known and
-        the chosen ones in voices (B, T, V)."""
-        v, last, chosen = self.order[i], known["last"], self.order[:i] if self.chained else []
-        own, x = last[..., v], [known["context"]]
-        if self.relations:
-            x += [self.interval(interval(last[..., u], own)) for u in range(self.voices) if u != v]
-        for u in chosen:
-            x += [self.pitch(voices[..., u]),
-                  self.interval(interval(voices[..., u], last[..., u])),  # its motion
-                  self.interval(interval(voices[..., u], own))]
-        if "tonality" in self.has:
-            x.append(known["often"])
-        h = self.locked(self.hidden[i](torch.cat(x, -1)).relu(), self.dropouts[2])
-        return self.scores[i](h).split(self.sizes[i], -1)
-
     def voice_logits(self, i, known, voices, legal=False):
         """Logits (B, T, 89) of the i-th voice in the chain; chained heads read those before it in
         voices (B, T, V). legal: leave out what crosses them, which chained heads always do."""
         v, last, chosen = self.order[i], known["last"], self.order[:i] if self.chained else []
         own, symbols = last[..., v], torch.arange(data.SYMBOLS, device=last.device)
-        logits, motion, degree, memory, note, move, *pairs = self.head(i, known, voices)
+        x = [known["context"]]
+        if self.relations:
+            x += [self.interval(interval(last[..., u], own)) for u in range(self.voices) if u != v]
+        for u in chosen:  # its pitch, its motion, its interval from this voice's last note
+            now = voices[..., u]
+            x += [self.pitch(now), self.interval(interval(now, last[..., u])),
+                  self.interval(interval(now, own))]
+        h = self.locked(self.hidden[i](torch.cat(x, -1)).relu(), self.dropouts[2])
+        scores = self.scores[i](h).split(self.sizes[i], -1)
+        logits, motion, degree, memory, note, move, *pairs = scores
         if self.relations:
             logits = logits + relative(motion, own)
         if "tonality" in self.has:
@@ -247,7 +242,7 @@ class AttnLSTM(nn.Module):
                 logits = logits.scatter_add(-1, along[..., None], gain * moves[..., None])
         for u in self.order[:i] if self.chained or legal else []:
             now = voices[..., u, None]  # voices below one that rests rest too
-            fits = (symbols < now) if u < v else (symbols > now) & (now > 0)
+            fits = ((symbols - now) * (u - v) > 0) & (now > 0)
             logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)
         return logits
 
