@@ -124,6 +124,7 @@ class AttnLSTM(nn.Module):
         parts = {"relations", "memory", "parallels", "tonality"} - {*without}
         self.has = has = parts if relations == "on" else set()
         self.order = [0, V - 1, *range(1, V - 1)][:V]  # outer voices first: they decide the others
+        self.register_buffer("turn", torch.tensor(self.order), persistent=False)
         self.dropouts = dropout_input, dropout, dropout_heads
         inputs, key = data.KEYS, 12 * ("tonality" in has)
         if "relations" in has:
@@ -186,13 +187,12 @@ class AttnLSTM(nn.Module):
     def voice_logits(self, i, known, voices, legal=False):
         """Logits (B, T, 89) of the i-th voice in the chain; chained heads read the n before it in
         voices (B, T, V). legal: leave out what crosses them, which chained heads always do."""
-        v, before, last = self.order[i], self.order[:i], known["last"]
-        chosen = before if self.chained else []
+        v, last, chosen = self.order[i], known["last"], self.turn[:i * self.chained]
         own, now, then = last[..., v, None], voices[..., chosen], last[..., chosen]  # (B, T, .)
         x, symbols = [known["context"]], torch.arange(data.SYMBOLS, device=last.device)
         if "relations" in self.has:
-            others = [u for u in range(self.voices) if u != v]
-            x.append(self.interval(interval(last[..., others], own)).flatten(2))
+            others = torch.cat([last[..., :v], last[..., v + 1:]], -1)
+            x.append(self.interval(interval(others, own)).flatten(2))
         x.append(torch.cat([self.pitch(now), self.interval(interval(now, then)),
                             self.interval(interval(now, own))], -1).flatten(2))
         h = self.locked(self.hidden[i](torch.cat(x, -1)).relu(), 2)
@@ -217,7 +217,7 @@ class AttnLSTM(nn.Module):
             moves = (now > 0) & (then > 0) & (own > 0) & (now != then)
             gain = parallel.gather(-1, ((then - own) % 12)[..., None])[..., 0]  # (B, T, n)
             logits = logits.scatter_add(-1, along, gain * moves)
-        for u in before if self.chained or legal else []:  # below a voice that rests all rest
+        for u in self.order[:i] if self.chained or legal else []:  # below a rest all rest
             fits = ((symbols - voices[..., u, None]) * (u - v) > 0) & (voices[..., u, None] > 0)
             logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)
         return logits
@@ -325,7 +325,7 @@ def main(argv=None):
     add = parser.add_argument
     add("--window", type=data.positive_int, default=96, help="frames trained on, attention sees")
     add("--steps", type=data.positive_int, default=400, help="training steps")
-    add("--batch", type=data.positive_int, default=16, help="windows per step")
+    add("--batch", type=data.positive_int, default=24, help="windows per step")
     add("--lr", type=data.positive, default=5e-3, help="highest learning rate")
     add("--eval-every", type=data.positive_int, default=50, help="steps between checkpoints")
     add("--hidden", type=data.positive_int, default=256, help="units of LSTM layers and heads")
