@@ -1,10 +1,10 @@
 """A Wasserstein GAN of windows of music (section 5.7 of the paper).
 
-A generator G writes windows x of T frames from noise z (Z), reading what it has played; a critic f
-gives a window one score. f learns to score Bach above G, and G to be scored high:
+A generator G writes pieces x from noise z (Z), reading what it has played; a critic f gives a
+window of T frames one score. f learns to score Bach above G, and G to be scored high:
 
-    h_t = attention(LSTM(x_<t, z))                                           (H), z ~ N(0, I)
-    x_t ~ prod_v p(voice v | h_t, x_t-1, the voices chosen before v)         (V, 89), one-hot
+    h_t = LSTM(x_<t, z)                                                  (H), z ~ N(0, I)
+    x_t ~ prod_v p(voice v | h_t, attention(h_t), x_t-1, the voices chosen before v)   (V, 89)
     L_C = E[f(G(z))] - E[f(x)] + lambda E[(|grad f(y)| - 1)^2]
     L_G = - E[f(G(z))]
 
@@ -13,16 +13,18 @@ in what it reads, fixed features of a window: by the penalty, at points y betwee
 and G's (--gp, Gulrajani et al. 2017), or by clipping its weights (--clip, Arjovsky et al. 2017).
 
     python wgan.py                                                          # default run
-    python wgan.py --layers 4 --critic-layers 2 --heads 8 --hidden 1024 --patch 1 \\
+    python wgan.py --layers 4 --critic-layers 2 --heads 8 --hidden 1024 --patch 1 --restart 1 \\
         --dropout 0 --batch 1024 --lr 1e-4 --critic-lr 2e-4 --gp 0 --clip 0.01 \\
         --average 0 --steps 41                                              # the paper's 20 epochs
 
 Differences from the paper:
 - It prints L_C = E[f(x)] - E[f(G(z))], whose minimum teaches both to score G above Bach (--loss
   printed). The loss it tried first is --loss minimax. Clipping hardly learns at this size.
-- G reads what it has played and draws a frame's voices one after the other.
-- A voice is one-hot, with the gradient of its probabilities (straight-through, Bengio et al. 2013):
-  G learns how f would change, to first order, had it drawn another symbol and all else stayed.
+- G's pieces go on from one training step to the next, so that f sees, and G learns, what becomes
+  of them; a share of them ends and begins anew (--restart 1: all, a piece is one window).
+- A frame's voices are drawn one after the other. Each is one-hot, with the gradient of its
+  probabilities (straight-through, Bengio et al. 2013): G learns how f would change, to first
+  order, had it drawn another symbol and all else stayed.
 - f reads intervals and pitch classes, counted alike in all keys, and also scores every four frames.
 - Dropout in f: a critic too sure drives the generator about instead of teaching it.
 - Averaged generator weights, kept where the samples' changes of chords come nearest to Bach's.
@@ -39,118 +41,115 @@ from torch.nn import functional as F
 
 import data
 
+GOING = "z", "h", "c", "heard", "last"
 METRE = 16  # frames: training windows begin at multiples of 16
-SPAN = 24  # semitones: the largest interval that the heads tell apart
-STEPS = 2 * SPAN + 2  # classes of intervals, the last where one of the two rests
+SPAN = 24  # semitones: the largest interval that heads and critic tell apart
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over frames, added to its input."""
+def interval(a, b):
+    """Interval from symbols b up to symbols a as a class: 88 is the same key, 0: one rests."""
+    return torch.where((a > 0) & (b > 0), a - b + data.KEYS, 0)
 
-    def __init__(self, hidden, heads):
-        super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(hidden)
-        self.query, self.memory = nn.Linear(hidden, hidden), nn.Linear(hidden, 2 * hidden)
-        self.out = nn.Linear(hidden, hidden)
 
-    def forward(self, x, past):
-        """Frames x (B, T, H) see each other and P frames before them, whose keys and values are
-        past (B, P, 2 H) -> (B, T, H), and the keys and values of all (B, P + T, 2 H)."""
-        memory = torch.cat([past, self.memory(self.norm(x))], 1)
-        q = self.query(self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = memory.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        # Written out: the fused attention has no second derivatives, which the penalty needs.
-        scores = q @ k.mT / q.shape[-1] ** 0.5  # (B, heads, T, P + T)
-        return x + self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2)), memory
+def relative(scores, symbol):
+    """Scores (..., 2 * SPAN + 1) of intervals from symbol (...), none if a rest -> (..., 89)."""
+    symbols = torch.arange(data.SYMBOLS, device=symbol.device)
+    steps = (symbols - symbol[..., None]).clamp(-SPAN, SPAN) + SPAN
+    return scores.gather(-1, steps) * ((symbols > 0) & (symbol[..., None] > 0))
 
 
 class Heads(nn.Module):
-    """The voices of a frame, chosen one after the other, outer voices first, a head each. A head
-    scores symbols, intervals from its voice's last note and from each chosen voice, and the note
-    that would move in parallel with a chosen voice, by the interval between the two. Notes that
-    cross or double a chosen voice get no mass."""
+    """The voices of a frame, chosen one after the other, outer ones first, a head each. It scores
+    symbols, intervals from its voice's last note and from each chosen voice, and the note that
+    moves in parallel with a chosen one. What crosses or doubles a chosen voice gets no mass."""
 
-    def __init__(self, voices, hidden):
+    def __init__(self, voices, inputs, hidden):
         super().__init__()
         self.order = [0, voices - 1, *range(1, voices - 1)][:voices]
-        self.register_buffer("turn", torch.tensor(self.order), persistent=False)
-        self.hidden = nn.Linear(hidden, voices * hidden)
-        self.chosen = nn.ModuleList(  # what the others hear of it
-            nn.Embedding(data.SYMBOLS, voices * hidden) for _ in range(voices - 1))
-        for embedding in self.chosen:
-            nn.init.normal_(embedding.weight, std=0.3)
-        self.sizes = [(data.SYMBOLS, STEPS * (1 + i), 12 * i) for i in range(voices)]
-        self.out = nn.ModuleList(nn.Linear(hidden, sum(sizes)) for sizes in self.sizes)
-        symbols = torch.arange(data.SYMBOLS)
-        steps = (symbols - symbols[:, None]).clamp(-SPAN, SPAN) + SPAN  # up from a row's symbol
-        steps[0], steps[:, 0] = STEPS - 1, STEPS - 1
-        self.register_buffer("steps", steps, persistent=False)
+        self.pitch, self.interval = nn.Embedding(data.SYMBOLS, 32), nn.Embedding(2 * data.KEYS, 32)
+        self.sizes = [[data.SYMBOLS, 2 * SPAN + 1, *[2 * SPAN + 1, 12] * i] for i in range(voices)]
+        self.heads = nn.ModuleList(nn.Sequential(
+            nn.Linear(inputs + 32 * (voices - 1) + 96 * i, hidden), nn.LeakyReLU(0.2),
+            nn.Linear(hidden, sum(out))) for i, out in enumerate(self.sizes))
 
-    def logits(self, i, hidden, last, chosen):
-        """Logits (B, T, 89) of the i-th voice in order, from its hidden units (B, T, H), the voices
-        of the frame before, last (B, T, V), and those chosen, in order (B, T, i)."""
-        v, symbols = self.order[i], torch.arange(data.SYMBOLS, device=last.device)
-        own, now = last[..., v, None], chosen[..., None]
-        then = last.index_select(-1, self.turn[:i])
-        scores = self.out[i](F.leaky_relu(hidden, 0.2))
-        logits, relative, parallel = scores.split(self.sizes[i], -1)
-        steps = self.steps[torch.cat([own, chosen], -1)]  # (B, T, 1 + i, 89)
-        logits = logits + relative.unflatten(-1, (1 + i, STEPS)).gather(-1, steps).sum(-2)
-        along = (own + chosen - then).clamp(0, data.KEYS)  # the notes that keep intervals
-        moves = (chosen > 0) & (then > 0) & (own > 0) & (chosen != then)
-        parallel = parallel.unflatten(-1, (i, 12)).gather(-1, (then - own)[..., None] % 12)
-        logits = logits.scatter_add(-1, along, parallel[..., 0] * moves)
-        higher = self.turn[:i, None] < v
-        fits = torch.where(higher, symbols < now, (symbols > now) & (now > 0)).all(-2)
-        return logits.masked_fill(~fits & (symbols > 0), -torch.inf)  # a rest always fits
-
-    def forward(self, x, last, voices=None, **how):
-        """What is known, x (B, T, H), and the frames before, last (B, T, V) -> voices (B, T, V), if
-        not given drawn, see data.sample_symbols, and their probabilities (B, T, V, 89)."""
-        hidden, drawn, p = self.hidden(x), torch.zeros_like(last), {}
-        for i, v in enumerate(self.order):
-            own = hidden.chunk(len(self.order), -1)[i]
-            chosen = drawn.index_select(-1, self.turn[:i])
-            logits = self.logits(i, own, last, chosen)
-            symbol = data.sample_symbols(logits, **how) if voices is None else voices[..., v]
-            drawn[..., v], p[v] = symbol, logits.softmax(-1)
-            if i < len(self.chosen):  # all heads hear of the choice
-                hidden = hidden + self.chosen[i](symbol)
-        return drawn, torch.stack([p[v] for v in sorted(p)], -2)
+    def forward(self, x, last, voices=None, **draw):
+        """Frames after last (B, T, V), from what is known, x (B, T, .): voices (B, T, V), given or
+        drawn, see data.sample_symbols; and the probabilities of their symbols (B, T, V, 89)."""
+        symbols, chosen, p = torch.arange(data.SYMBOLS, device=x.device), {}, {}
+        for v, head, sizes in zip(self.order, self.heads, self.sizes):
+            own = last[..., v]
+            known = [x, *(self.interval(interval(last[..., u], own)) for u in self.order if u != v)]
+            for u, now in chosen.items():  # its pitch, its motion, its interval from v's last note
+                known += [self.pitch(now), self.interval(interval(now, last[..., u])),
+                          self.interval(interval(now, own))]
+            logits, motion, *pairs = head(torch.cat(known, -1)).split(sizes, -1)
+            logits = logits + relative(motion, own)
+            for (u, now), harmony, parallel in zip(chosen.items(), pairs[::2], pairs[1::2]):
+                then = last[..., u]
+                along = (own + now - then).clamp(0, data.KEYS)  # the note that keeps the interval
+                moves = (now > 0) & (then > 0) & (own > 0) & (now != then)
+                score = parallel.gather(-1, ((then - own) % 12)[..., None]) * moves[..., None]
+                logits = (logits + relative(harmony, now)).scatter_add(-1, along[..., None], score)
+                fits = ((symbols - now[..., None]) * (u - v) > 0) & (now > 0)[..., None]
+                logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)  # a rest always fits
+            chosen[v] = data.sample_symbols(logits, **draw) if voices is None else voices[..., v]
+            p[v] = logits.softmax(-1)
+        return tuple(torch.stack([parts[v] for v in sorted(parts)], at) for parts, at in
+                     ((chosen, -1), (p, -2)))
 
 
 class Generator(nn.Module):
-    """z and the frames before -> LSTM layers -> attention over the last `window` -> heads."""
+    """z and the frames before -> LSTM layers -> attention to their last outputs -> heads."""
 
     def __init__(self, voices, window, z, hidden, layers, heads):
         super().__init__()
         self.voices, self.window, self.z = voices, window, z
-        self.place = nn.Parameter(0.3 * torch.randn(METRE, 32))  # where in the metre a frame stands
         self.start = nn.Linear(z, 2 * layers * hidden)
-        self.lstm = nn.LSTM(data.KEYS + z + 32, hidden, layers, batch_first=True)
+        self.lstm = nn.LSTM(data.KEYS + z + METRE, hidden, layers, batch_first=True)
         nn.init.normal_(self.lstm.weight_ih_l0[:, :data.KEYS], std=0.3)  # four of 88 are on
-        self.attention = Attention(hidden, heads)
-        self.heads = Heads(voices, hidden)
+        self.attend = nn.MultiheadAttention(hidden, heads, batch_first=True)
+        self.heads = Heads(voices, 2 * hidden, hidden)
 
-    @torch.backends.mkldnn.flags(enabled=False, allow_tf32=None)  # as in data.sampling
-    def forward(self, n, length, generator=None, **how):
-        """Play n pieces, frame by frame: voices (n, 1 + length, V), a silent frame first, and what
-        the heads knew of each frame (n, length, H)."""
-        z = torch.randn(n, self.z, generator=generator, device=self.place.device)
-        start = self.start(z).tanh().view(n, 2 * self.lstm.num_layers, -1).transpose(0, 1)
-        state, memory = start.contiguous().chunk(2), z.new_zeros(n, 0, 2 * start.shape[-1])
-        frames, known = [z.new_zeros(n, 1, self.voices, dtype=torch.long)], []
+    def begin(self, n, generator=None):
+        """What n new pieces go on from: z (n, Z), states h and c of the LSTM (n, layers, H), its
+        last outputs (n, window, H), none yet, and the last frame (n, 1, V), silence."""
+        z = torch.randn(n, self.z, generator=generator, device=self.start.weight.device)
+        h, c = self.start(z).tanh().unflatten(-1, (2, self.lstm.num_layers, -1)).unbind(1)
+        silence = torch.zeros(n, 1, self.voices, dtype=torch.long, device=z.device)
+        return z, h, c, z.new_zeros(n, self.window, h.shape[-1]), silence
+
+    def read(self, voices, z, h, c, heard, t=0):
+        """Read frames t, t + 1, ... of pieces, voices (n, T, V), with the first four of begin():
+        what the heads know of the frame after each (n, T, 2 H), and what to go on from."""
+        n, T = voices.shape[:2]
+        time, old = (torch.arange(x, device=z.device) for x in (T, self.window + T))
+        x = [data.from_voices(voices).to(z.dtype), z[:, None].expand(-1, T, -1),
+             F.one_hot((time + t) % METRE, METRE).expand(n, -1, -1)]  # and its place in the metre
+        state = h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous()
+        x, (h, c) = self.lstm(torch.cat(x, -1), state)  # (n, T, H)
+        heard = torch.cat([heard, x], 1)
+        ago = time[:, None] + self.window - old  # (T, window + T)
+        found, _ = self.attend(x, heard, heard, need_weights=False,
+                               attn_mask=(ago < 0) | (ago >= self.window))
+        going = z, h.transpose(0, 1), c.transpose(0, 1), heard[:, T:]
+        return torch.cat([x, found], -1), going
+
+    @torch.no_grad()
+    def play(self, begun, length, generator=None, **draw):
+        """`length` frames more of pieces that go on from `begun`: their voices, the last frame
+        before them first (n, 1 + length, V), and what to go on from."""
+        *going, last = begun
+        frames = [last]
         for t in range(length):
-            place = self.place[t % METRE].expand(n, 1, -1)
-            x = torch.cat([data.from_voices(frames[-1]).to(z.dtype), z[:, None], place], -1)
-            x, state = self.lstm(x, state)  # (n, 1, H)
-            x, memory = self.attention(x, memory[:, 1 - self.window:])
-            known.append(x)
-            with torch.no_grad():
-                voices, _ = self.heads(x, frames[-1], generator=generator, **how)
-            frames.append(voices)
-        return torch.cat(frames, 1), torch.cat(known, 1)
+            known, going = self.read(frames[-1], *going, t)
+            frames.append(self.heads(known, frames[-1], generator=generator, **draw)[0])
+        return torch.cat(frames, 1), (*going, frames[-1])
+
+    def forward(self, begun, frames):
+        """The pieces that play() played, frames (n, 1 + length, V), from what it began with: the
+        probabilities of their notes (n, length, V, 89)."""
+        known, _ = self.read(frames[:, :-1], *begun[:-1])
+        return self.heads(known, frames[:, :-1], frames[:, 1:])[1]
 
 
 def before(x):
@@ -174,46 +173,45 @@ class Critic(nn.Module):
     def __init__(self, voices, window, hidden, layers, heads, patch, dropout):
         super().__init__()
         self.patch, pairs = patch, voices * (voices - 1) // 2
-        features = voices * (data.SYMBOLS + 25) + pairs * (25 + 12) + 4 * 12
+        features = voices * (data.SYMBOLS + 2 * SPAN + 1) + pairs * (25 + 12) + 4 * 12 + METRE
         self.inp = nn.Linear(features, hidden)
-        self.metre = nn.Parameter(0.1 * torch.randn(METRE, hidden))
         self.near = nn.Linear(4 * hidden, hidden)
         self.near_out = nn.Linear(hidden, 1)
         self.lstm = nn.LSTM(patch * hidden, hidden, layers, batch_first=True)
         self.dropout = nn.Dropout(dropout)
-        self.place = nn.Parameter(0.1 * torch.randn(window // patch, hidden))
-        self.attention = Attention(hidden, heads)
+        self.attend = nn.MultiheadAttention(hidden, heads, batch_first=True)
         self.mix = nn.Linear(2 * hidden, hidden)
         self.out = nn.Linear(hidden, 1)
 
     def features(self, voices):
         """Windows as one-hot voices (B, T, V, 89) -> what the critic reads (B, T, features): the
         voices; their motions; intervals between two, and those kept in parallel motion; pitch
-        classes above the bass, above the bass before, and above those of 8 frames, and of all."""
+        classes above the bass, above the bass before, and above those of 8 frames, and of all; the
+        place in the metre."""
         T, V = voices.shape[1:3]
-        steps = torch.arange(-12, 25, device=voices.device)
+        steps = torch.arange(-SPAN, 25, device=voices.device)
         high, low = torch.triu_indices(V, V, 1, device=voices.device)  # all pairs
         sound = F.pad(voices[..., 1:], (1, 24))  # no rests, and room for intervals
-        motion = intervals(before(sound), sound, steps[:25])  # (B, T, V, 25)
-        chord = intervals(sound[:, :, low], sound[:, :, high], steps[12:])  # (B, T, pairs, 25)
+        motion = intervals(before(sound), sound, steps)  # (B, T, V, 49)
+        chord = intervals(sound[:, :, low], sound[:, :, high], steps[SPAN:])  # (B, T, pairs, 25)
         folded = F.pad(chord, (0, 11)).unflatten(-1, (3, 12)).sum(-2)
-        kept = folded * before(folded) * (1 - motion[:, :, low, 12:13])
+        kept = folded * before(folded) * (1 - motion[:, :, low, SPAN:SPAN + 1])
         classes = F.pad(voices[..., 1:], (0, 8)).unflatten(-1, (8, 12)).sum(-2)  # (B, T, V, 12)
         bass, classes = classes[:, :, -1], classes.sum(2)
         around = [classes.unflatten(1, (-1, n)).mean(2).repeat_interleave(n, 1) for n in (8, T)]
         roots = torch.stack([bass, before(bass), *around], 2)  # (B, T, 4, 12)
         shifted = torch.cat([classes, classes[..., :11]], -1).unfold(-1, 12, 1)  # [c, d]: c + d
-        parts = voices, motion, chord, kept, roots @ shifted
+        place = F.one_hot(torch.arange(T, device=voices.device) % METRE, METRE)
+        parts = voices, motion, chord, kept, roots @ shifted, place.expand(len(voices), -1, -1)
         return torch.cat([part.flatten(2) for part in parts], -1)
 
     def forward(self, features):
         """features (B, window, features) -> scores (B,)."""
-        metre = self.metre[torch.arange(features.shape[1], device=features.device) % METRE]
-        x = self.dropout(F.leaky_relu(self.inp(features) + metre, 0.2))  # (B, window, H)
+        x = self.dropout(F.leaky_relu(self.inp(features), 0.2))  # (B, window, H)
         near = self.near(x.unfold(1, 4, 1).transpose(2, 3).flatten(2))  # (B, window - 3, H)
         near = self.near_out(self.dropout(F.leaky_relu(near, 0.2))).mean(1)
         x, _ = self.lstm(x.unflatten(1, (-1, self.patch)).flatten(2))  # (B, window / patch, H)
-        x, _ = self.attention(x + self.place, x.new_zeros(len(x), 0, 2 * x.shape[-1]))
+        x = x + self.attend(x, x, x)[0]  # with its weights: the fused one has no second derivatives
         x = self.dropout(F.leaky_relu(self.mix(torch.cat([x.mean(1), x[:, -1]], -1)), 0.2))
         return (self.out(x) + near)[:, 0]
 
@@ -234,7 +232,8 @@ class WGAN(nn.Module):
     loss: "wasserstein", "minimax", or "printed", with the paper's sign; gp: lambda."""
 
     def __init__(self, voices=4, window=32, z=64, hidden=128, layers=1, heads=4, critic_layers=1,
-                 critic_heads=4, patch=4, dropout=0.3, loss="wasserstein", gp=10.0):
+                 critic_heads=4, patch=4, dropout=0.3, loss="wasserstein", gp=10.0, batch=32,
+                 restart=0.25):
         super().__init__()
         if hidden % heads or hidden % critic_heads or window % patch or window % 8:
             raise data.InputError("--heads and --critic-heads must divide --hidden, --patch and 8 "
@@ -242,19 +241,29 @@ class WGAN(nn.Module):
         self.voices, self.window, self.loss, self.gp = voices, window, loss, gp
         self.generator = Generator(voices, window, z, hidden, layers, heads)
         self.critic = Critic(voices, window, hidden, critic_layers, critic_heads, patch, dropout)
+        self.restart = restart
+        for name, x in zip(GOING, self.generator.begin(batch)):
+            self.register_buffer(name, x.detach())
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
 
     def play(self, n):
-        """n windows that G plays, one-hot (n, window, V, 89), with the gradient of the voices'
-        probabilities: the heads work these out again, for all frames at once."""
-        frames, known = self.generator(n, self.window)
-        voices, p = self.generator.heads(known, frames[:, :-1], frames[:, 1:])
-        return F.one_hot(voices, data.SYMBOLS) + (p - p.detach())  # the bracket is 0
+        """Windows of the n pieces that G has under way, one-hot (n, window, V, 89), with the
+        gradient of the voices' probabilities: the heads work these out again, all frames at once.
+        A share `restart` of the pieces ends before it, and others begin."""
+        going = [getattr(self, name)[data.RANK::data.WORLD][:n] for name in GOING]
+        again = torch.rand(n, device=self.z.device) < self.restart
+        begun = [torch.where(again.view(-1, *[1] * (x.dim() - 1)), y, x)
+                 for x, y in zip(going, self.generator.begin(n))]
+        frames, going = self.generator.play(begun, self.window)
+        for name, x in zip(GOING, going):
+            getattr(self, name)[data.RANK::data.WORLD][:n] = x
+        p = self.generator(begun, frames)
+        return F.one_hot(frames[:, 1:], data.SYMBOLS) + (p - p.detach())  # the bracket is 0
 
     def features(self, frames):
         """What the critic reads of frames (B, T, 88)."""
         voices = F.one_hot(data.to_voices(frames, self.voices), data.SYMBOLS)
-        return self.critic.features(voices.to(self.critic.metre.dtype))
+        return self.critic.features(voices.to(self.critic.inp.weight.dtype))
 
     def forward(self, frames, mask, played=None):
         """The critic's loss on full windows (B, window, 88) and as many that the generator plays,
@@ -281,12 +290,12 @@ class WGAN(nn.Module):
         return loss, {"generator_loss": loss.detach()}
 
     @data.sampling()
-    def sample(self, n, length, generator=None, temperature=1.2, top_p=0.9):
-        """n pieces as bool (n, length, 88). G is surer of its notes than Bach: hence 1.2; stray
-        ones are rare but far off: hence 0.9. The first METRE frames, a run-up, are left out."""
-        voices, _ = self.average(
-            n, METRE + length, generator, temperature=temperature, top_p=top_p)
-        return data.from_voices(voices[:, 1 + METRE:])
+    def sample(self, n, length, generator=None, temperature=1.0, top_p=0.95):
+        """n new pieces as bool (n, length, 88); temperature, top_p: see data.sample_symbols."""
+        begun = self.average.begin(n, generator)
+        voices, _ = self.average.play(begun, length, generator, temperature=temperature,
+                                      top_p=top_p)
+        return data.from_voices(voices[:, 1:])
 
 
 def changes(rolls):
@@ -306,7 +315,7 @@ def evaluate(model, pieces):
     change_distance, divergence of the changes of chords; silent, share of silent frames; alike,
     largest share of frames that two samples have in common (mode collapse)."""
     model.eval()
-    window, device = model.window, model.critic.metre.device
+    window, device = model.window, model.critic.inp.weight.device
     generator = torch.Generator(device).manual_seed(0)
     rolls = model.sample(64, window * max(1, 128 // window), generator)
     frames, _ = next(data.Windows(pieces, window, device, window, full=True).chunks(1024))
@@ -386,6 +395,7 @@ def main(argv=None):
     add("--n-critic", type=data.positive_int, default=1, help="critic steps per generator step")
     add("--critic-lr", type=data.positive, default=2e-3, help="learning rate of the critic")
     add("--average", type=data.decay, default=0.997, help="how slowly the averaged weights follow")
+    add("--restart", type=data.probability, default=0.25, help="x")
     train(parser.parse(argv))
 
 
