@@ -51,8 +51,8 @@ def loops(args):
         batch = data.Windows(run.corpus.train, model.window, args.device, full=True).sample(n)
         losses = [(lambda: model(*batch), adam, model)]
         if name == "wgan":
-            losses = [(lambda: model(*batch), run.parts["critic"], model.critic),
-                      (lambda: model.generator_loss(n), adam, model.generator)]
+            losses = [(lambda: model(*batch, model.play()), run.parts["critic"], model.critic),
+                      (lambda: model.generator_loss(model.play()), adam, model.generator)]
         while len(bare) < len(times):
             for loss, optimizer, network in losses:
                 optimizer.zero_grad()
