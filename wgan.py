@@ -1,36 +1,32 @@
 """A Wasserstein GAN of windows of music (section 5.7 of the paper).
 
-A generator G writes windows x of T frames from noise z (Z), reading what it has played; a critic f
-gives a window one score. f learns to score Bach above G, and G to be scored high:
+A generator G writes music x from noise z (Z), reading what it has played; a critic f gives a window
+of T frames one score. f learns to score Bach above G, and G to be scored high:
 
-    h_t = attention(LSTM(x_<t, z))                                           (H), z ~ N(0, I)
-    x_t ~ prod_v p(voice v | h_t, x_t-1, the voices chosen before v)         (V, 89), one-hot
+    h_t = LSTM(x_<t, z)                                                  (H), z ~ N(0, I)
+    x_t ~ prod_v p(voice v | h_t, attention(h_t), x_t-1, the voices chosen before v)   (V, 89)
     L_C = E[f(G(z))] - E[f(x)] + lambda E[(|grad f(y)| - 1)^2]
-    L_G = - E[f(G(z))]
+    L_G = -E[f(G(z))]
 
-E[f(x)] - E[f(G(z))] estimates the Wasserstein distance between the two as far as f is 1-Lipschitz
-in what it reads, fixed features of a window: by the penalty, at points y between Bach's features
-and G's (--gp, Gulrajani et al. 2017), or by clipping its weights (--clip, Arjovsky et al. 2017).
+If no slope of f is over 1, the least L_C is minus the Wasserstein distance of Bach and G. Hence the
+penalty on slopes at points y between the two (--gp, Gulrajani et al. 2017), or bounds for weights
+(--clip, Arjovsky et al. 2017). Voices are drawn, with the gradient of their probabilities, as if f
+were linear in them (straight-through, Bengio et al. 2013).
 
-    python wgan.py                                                          # default run
-    python wgan.py --layers 4 --critic-layers 2 --heads 8 --hidden 1024 --patch 1 \\
-        --dropout 0 --batch 1024 --lr 1e-4 --critic-lr 2e-4 --gp 0 --clip 0.01 \\
-        --average 0 --steps 41                                              # the paper's 20 epochs
+    python wgan.py    # default run; the paper's 20 epochs:
+    python wgan.py --layers 4 --critic-layers 2 --heads 8 --hidden 1024 --dropout 0 --restart 1 \\
+        --gp 0 --clip 0.01 --lr 1e-4 --critic-lr 2e-4 --patch 1 --average 0 --batch 1024 --steps 41
 
 Differences from the paper:
-- It prints L_C = E[f(x)] - E[f(G(z))], whose minimum teaches both to score G above Bach (--loss
-  printed). The loss it tried first is --loss minimax. Clipping hardly learns at this size.
-- G reads what it has played and draws a frame's voices one after the other.
-- A voice is one-hot, with the gradient of its probabilities (straight-through, Bengio et al. 2013):
-  G learns how f would change, to first order, had it drawn another symbol and all else stayed.
-- f reads intervals and pitch classes, counted alike in all keys, and also scores every four frames.
-- Dropout in f: a critic too sure drives the generator about instead of teaching it.
-- Averaged generator weights, kept where the samples' changes of chords come nearest to Bach's.
+- Its L_C has the other sign (--loss printed), by which both learn to score G above Bach.
+- G's pieces go on from step to step, so that f sees, and G learns, what becomes of them; a share
+  begins anew (--restart 1: all, a piece is one window). G's weights are averaged.
+- Voices are chosen in turn. f reads intervals and pitch classes, the same in all keys, and scores
+  every four frames too. It has dropout: if too sure, it drives G about instead of teaching it.
 """
 
 import copy
 from collections import Counter
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -40,182 +36,162 @@ from torch.nn import functional as F
 import data
 
 METRE = 16  # frames: training windows begin at multiples of 16
-SPAN = 24  # semitones: the largest interval that the heads tell apart
-STEPS = 2 * SPAN + 2  # classes of intervals, the last where one of the two rests
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over frames, added to its input."""
-
-    def __init__(self, hidden, heads):
-        super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(hidden)
-        self.query, self.memory = nn.Linear(hidden, hidden), nn.Linear(hidden, 2 * hidden)
-        self.out = nn.Linear(hidden, hidden)
-
-    def forward(self, x, past):
-        """Frames x (B, T, H) see each other and P frames before them, whose keys and values are
-        past (B, P, 2 H) -> (B, T, H), and the keys and values of all (B, P + T, 2 H)."""
-        memory = torch.cat([past, self.memory(self.norm(x))], 1)
-        q = self.query(self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = memory.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        # Written out: the fused attention has no second derivatives, which the penalty needs.
-        scores = q @ k.mT / q.shape[-1] ** 0.5  # (B, heads, T, P + T)
-        return x + self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2)), memory
+SPAN = 24  # semitones: the largest interval that heads and critic tell apart
+FADE = 0.98  # what is left after a frame of how often a pitch class has sounded
 
 
 class Heads(nn.Module):
-    """The voices of a frame, chosen one after the other, outer voices first, a head each. A head
-    scores symbols, intervals from its voice's last note and from each chosen voice, and the note
-    that would move in parallel with a chosen voice, by the interval between the two. Notes that
-    cross or double a chosen voice get no mass."""
+    """The voices of a frame, chosen one after the other, outer ones first, a head each. It scores
+    symbols, intervals from its voice's last note and from each chosen voice, and the note that
+    moves in parallel with a chosen one. What crosses or doubles a chosen voice gets no mass."""
 
-    def __init__(self, voices, hidden):
+    def __init__(self, voices, inputs, hidden):
         super().__init__()
         self.order = [0, voices - 1, *range(1, voices - 1)][:voices]
-        self.register_buffer("turn", torch.tensor(self.order), persistent=False)
-        self.hidden = nn.Linear(hidden, voices * hidden)
-        self.chosen = nn.ModuleList(  # what the others hear of it
-            nn.Embedding(data.SYMBOLS, voices * hidden) for _ in range(voices - 1))
-        for embedding in self.chosen:
-            nn.init.normal_(embedding.weight, std=0.3)
-        self.sizes = [(data.SYMBOLS, STEPS * (1 + i), 12 * i) for i in range(voices)]
-        self.out = nn.ModuleList(nn.Linear(hidden, sum(sizes)) for sizes in self.sizes)
-        symbols = torch.arange(data.SYMBOLS)
-        steps = (symbols - symbols[:, None]).clamp(-SPAN, SPAN) + SPAN  # up from a row's symbol
-        steps[0], steps[:, 0] = STEPS - 1, STEPS - 1
-        self.register_buffer("steps", steps, persistent=False)
+        self.pitch, self.interval = nn.Embedding(data.SYMBOLS, 32), nn.Embedding(2 * data.KEYS, 32)
+        self.sizes = [[data.SYMBOLS, 2 * SPAN + 1, *[2 * SPAN + 1, 12] * i] for i in range(voices)]
+        self.heads = nn.ModuleList(nn.Sequential(
+            nn.Linear(inputs + 32 * (voices - 1) + 96 * i, hidden), nn.LeakyReLU(0.2),
+            nn.Linear(hidden, sum(out))) for i, out in enumerate(self.sizes))
 
-    def logits(self, i, hidden, last, chosen):
-        """Logits (B, T, 89) of the i-th voice in order, from its hidden units (B, T, H), the voices
-        of the frame before, last (B, T, V), and those chosen, in order (B, T, i)."""
-        v, symbols = self.order[i], torch.arange(data.SYMBOLS, device=last.device)
-        own, now = last[..., v, None], chosen[..., None]
-        then = last.index_select(-1, self.turn[:i])
-        scores = self.out[i](F.leaky_relu(hidden, 0.2))
-        logits, relative, parallel = scores.split(self.sizes[i], -1)
-        steps = self.steps[torch.cat([own, chosen], -1)]  # (B, T, 1 + i, 89)
-        logits = logits + relative.unflatten(-1, (1 + i, STEPS)).gather(-1, steps).sum(-2)
-        along = (own + chosen - then).clamp(0, data.KEYS)  # the notes that keep intervals
-        moves = (chosen > 0) & (then > 0) & (own > 0) & (chosen != then)
-        parallel = parallel.unflatten(-1, (i, 12)).gather(-1, (then - own)[..., None] % 12)
-        logits = logits.scatter_add(-1, along, parallel[..., 0] * moves)
-        higher = self.turn[:i, None] < v
-        fits = torch.where(higher, symbols < now, (symbols > now) & (now > 0)).all(-2)
-        return logits.masked_fill(~fits & (symbols > 0), -torch.inf)  # a rest always fits
+    def step(self, a, b):
+        """What is read of the interval from symbols b up to a; a row of its own if one rests."""
+        return self.interval(torch.where((a > 0) & (b > 0), a - b + data.KEYS, 0))
 
-    def forward(self, x, last, voices=None, **how):
-        """What is known, x (B, T, H), and the frames before, last (B, T, V) -> voices (B, T, V), if
-        not given drawn, see data.sample_symbols, and their probabilities (B, T, V, 89)."""
-        hidden, drawn, p = self.hidden(x), torch.zeros_like(last), {}
-        for i, v in enumerate(self.order):
-            own = hidden.chunk(len(self.order), -1)[i]
-            chosen = drawn.index_select(-1, self.turn[:i])
-            logits = self.logits(i, own, last, chosen)
-            symbol = data.sample_symbols(logits, **how) if voices is None else voices[..., v]
-            drawn[..., v], p[v] = symbol, logits.softmax(-1)
-            if i < len(self.chosen):  # all heads hear of the choice
-                hidden = hidden + self.chosen[i](symbol)
-        return drawn, torch.stack([p[v] for v in sorted(p)], -2)
+    def relative(self, scores, symbol):
+        """Scores (..., 2 * SPAN + 1) of intervals from symbol (...), none if a rest: (..., 89)."""
+        symbols = torch.arange(data.SYMBOLS, device=symbol.device)
+        steps = (symbols - symbol[..., None]).clamp(-SPAN, SPAN) + SPAN
+        return scores.gather(-1, steps) * ((symbols > 0) & (symbol[..., None] > 0))
+
+    def forward(self, x, last, voices=None, **draw):
+        """Frames after last (B, T, V), from what is known, x (B, T, .): voices (B, T, V), given or
+        drawn, see data.sample_symbols; and the probabilities of their symbols (B, T, V, 89)."""
+        symbols, chosen, p = torch.arange(data.SYMBOLS, device=x.device), {}, {}
+        for v, head, sizes in zip(self.order, self.heads, self.sizes):
+            own = last[..., v]
+            known = [x, *(self.step(last[..., u], own) for u in self.order if u != v)]
+            for u, now in chosen.items():  # its pitch, its motion, its interval from v's last note
+                known += [self.pitch(now), self.step(now, last[..., u]), self.step(now, own)]
+            logits, motion, *pairs = head(torch.cat(known, -1)).split(sizes, -1)
+            logits = logits + self.relative(motion, own)
+            for (u, now), harmony, parallel in zip(chosen.items(), pairs[::2], pairs[1::2]):
+                logits, then = logits + self.relative(harmony, now), last[..., u]
+                along = (own + now - then).clamp(0, data.KEYS)  # the note that keeps the interval
+                moves = (now > 0) & (then > 0) & (own > 0) & (now != then)
+                score = parallel.gather(-1, ((then - own) % 12)[..., None]) * moves[..., None]
+                logits = logits.scatter_add(-1, along[..., None], score)
+                fits = ((symbols - now[..., None]) * (u - v) > 0) & (now > 0)[..., None]
+                logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)  # a rest always fits
+            chosen[v] = data.sample_symbols(logits, **draw) if voices is None else voices[..., v]
+            p[v] = logits.softmax(-1)
+        return (torch.stack([chosen[v] for v in sorted(chosen)], -1),
+                torch.stack([p[v] for v in sorted(p)], -2))
 
 
 class Generator(nn.Module):
-    """z and the frames before -> LSTM layers -> attention over the last `window` -> heads."""
+    """z and the frames before -> LSTM layers -> attention to their last outputs -> heads."""
 
     def __init__(self, voices, window, z, hidden, layers, heads):
         super().__init__()
         self.voices, self.window, self.z = voices, window, z
-        self.place = nn.Parameter(0.3 * torch.randn(METRE, 32))  # where in the metre a frame stands
         self.start = nn.Linear(z, 2 * layers * hidden)
-        self.lstm = nn.LSTM(data.KEYS + z + 32, hidden, layers, batch_first=True)
+        self.lstm = nn.LSTM(data.KEYS + z + METRE, hidden, layers, batch_first=True)
         nn.init.normal_(self.lstm.weight_ih_l0[:, :data.KEYS], std=0.3)  # four of 88 are on
-        self.attention = Attention(hidden, heads)
-        self.heads = Heads(voices, hidden)
+        self.attend = nn.MultiheadAttention(hidden, heads, batch_first=True)
+        self.heads = Heads(voices, 2 * hidden + 12, hidden)
 
-    @torch.backends.mkldnn.flags(enabled=False, allow_tf32=None)  # as in data.sampling
-    def forward(self, n, length, generator=None, **how):
-        """Play n pieces, frame by frame: voices (n, 1 + length, V), a silent frame first, and what
-        the heads knew of each frame (n, length, H)."""
-        z = torch.randn(n, self.z, generator=generator, device=self.place.device)
-        start = self.start(z).tanh().view(n, 2 * self.lstm.num_layers, -1).transpose(0, 1)
-        state, memory = start.contiguous().chunk(2), z.new_zeros(n, 0, 2 * start.shape[-1])
-        frames, known = [z.new_zeros(n, 1, self.voices, dtype=torch.long)], []
+    def begin(self, n, generator=None):
+        """What n new pieces go on from: the last frame, silence (n, 1, V); z (n, 1, Z); the LSTM's
+        h and c in all layers (n, 2 * layers, H); its last outputs, none yet (n, window, H); how
+        often each pitch class has sounded, lately most (n, 1, 12)."""
+        z = torch.randn(n, 1, self.z, generator=generator, device=self.start.weight.device)
+        state = self.start(z).tanh().view(n, 2 * self.lstm.num_layers, -1)
+        silence, none = z.new_zeros(n, 1, self.voices).long(), z.new_zeros(n, 1, 12)
+        return silence, z, state, z.new_zeros(n, self.window, state.shape[-1]), none
+
+    def forward(self, frames, z, state, heard, tally, t=0, voices=None, **draw):
+        """Read frames t, t + 1, ... of pieces (n, T, V), the rest as from begin(); what follows
+        each, and its probabilities, as from Heads; and the rest to go on from."""
+        n, T = frames.shape[:2]
+        place = F.one_hot(torch.arange(t, t + T, device=z.device) % METRE, METRE)
+        x = [data.from_voices(frames), z.expand(-1, T, -1), place.expand(n, -1, -1)]
+        x, state = self.lstm(torch.cat(x, -1), state.transpose(0, 1).contiguous().chunk(2))
+        heard = torch.cat([heard, x], 1)  # (n, window + T, H)
+        hidden = x.new_ones(T, heard.shape[1]).tril(self.window).triu(1) == 0  # but each's last
+        found, _ = self.attend(x, heard, heard, attn_mask=hidden, need_weights=False)
+        sound = (F.one_hot(frames % 12, 12) * (frames > 0)[..., None]).sum(2)
+        time = torch.arange(T + 1, device=z.device)
+        fade = (FADE ** (time[1:, None] - time)).tril(1)  # (T, 1 + T), 0 for later frames
+        tally = fade @ torch.cat([tally, sound], 1)
+        often = (tally + 1).log() - (tally.mean(-1, keepdim=True) + 1).log()  # the key
+        voices, p = self.heads(torch.cat([x, found, often], -1), frames, voices, **draw)
+        return voices, p, (z, torch.cat(state).transpose(0, 1), heard[:, T:], tally[:, -1:])
+
+    @torch.no_grad()
+    def play(self, piece, length, **draw):
+        """Go on with pieces, as from begin(): the last and `length` more frames (n, 1 + length, V),
+        and what to go on from after these."""
+        frames = [piece[0]]
         for t in range(length):
-            place = self.place[t % METRE].expand(n, 1, -1)
-            x = torch.cat([data.from_voices(frames[-1]).to(z.dtype), z[:, None], place], -1)
-            x, state = self.lstm(x, state)  # (n, 1, H)
-            x, memory = self.attention(x, memory[:, 1 - self.window:])
-            known.append(x)
-            with torch.no_grad():
-                voices, _ = self.heads(x, frames[-1], generator=generator, **how)
-            frames.append(voices)
-        return torch.cat(frames, 1), torch.cat(known, 1)
+            frame, _, rest = self(*piece, t, **draw)
+            frames, piece = [*frames, frame], (frame, *rest)
+        return torch.cat(frames, 1), piece
 
 
-def before(x):
-    """x (B, T, ...) a frame later: at each frame what was in the one before, at the first 0."""
-    return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
-
-
-def intervals(a, b, steps):
-    """Notes a and b (..., S), one-hot or, in a rest, zero -> the interval from a up to b as one-hot
-    of `steps` (D), zero if it is none of them: (..., D), with the gradients of sum_k a_k b_k+d."""
-    a_key, b_key = a.argmax(-1, keepdim=True), b.argmax(-1, keepdim=True)
-    up = b.gather(-1, (a_key + steps).clamp(min=0) * (a_key > 0))
-    down = a.gather(-1, (b_key - steps).clamp(min=0) * (b_key > 0))
+def intervals(a, b):
+    """Notes a and b (..., 156), one-hot with 36 and 32 zeros around the 88 keys, all zero in a rest
+    -> the interval from a up to b as one-hot of -SPAN .. SPAN, all zero if it is none of them or
+    one rests: (..., 49), with the gradients of sum_k a_k b_k+d."""
+    steps = torch.arange(-SPAN, SPAN + 1, device=a.device)
+    up = b.gather(-1, (a.argmax(-1, keepdim=True) + steps) % 156)  # of a rest: 0
+    down = a.gather(-1, (b.argmax(-1, keepdim=True) - steps) % 156)  # equals up
     return up + down - down.detach()
 
 
 class Critic(nn.Module):
-    """Features of frames -> a score of every four; LSTM layers -> attention over all -> one score;
-    the sum of its and the others' mean."""
+    """Features (B, window, .) -> scores (B,), of every four frames and, by an LSTM, of all."""
 
     def __init__(self, voices, window, hidden, layers, heads, patch, dropout):
         super().__init__()
-        self.patch, pairs = patch, voices * (voices - 1) // 2
-        features = voices * (data.SYMBOLS + 25) + pairs * (25 + 12) + 4 * 12
-        self.inp = nn.Linear(features, hidden)
-        self.metre = nn.Parameter(0.1 * torch.randn(METRE, hidden))
-        self.near = nn.Linear(4 * hidden, hidden)
-        self.near_out = nn.Linear(hidden, 1)
+        self.voices, self.window, self.patch = voices, window, patch
+        relu, drop = nn.LeakyReLU(0.2), nn.Dropout(dropout)
+        features = self.features(torch.zeros(1, 1 + window, data.KEYS)).shape[-1]
+        self.inp = nn.Sequential(nn.Linear(features, hidden), relu, drop)
+        self.near = nn.Sequential(nn.Linear(4 * hidden, hidden), relu, drop, nn.Linear(hidden, 1))
         self.lstm = nn.LSTM(patch * hidden, hidden, layers, batch_first=True)
-        self.dropout = nn.Dropout(dropout)
-        self.place = nn.Parameter(0.1 * torch.randn(window // patch, hidden))
-        self.attention = Attention(hidden, heads)
-        self.mix = nn.Linear(2 * hidden, hidden)
-        self.out = nn.Linear(hidden, 1)
+        self.attend = nn.MultiheadAttention(hidden, heads, batch_first=True)
+        self.far = nn.Sequential(nn.Linear(2 * hidden, hidden), relu, drop, nn.Linear(hidden, 1))
 
     def features(self, voices):
-        """Windows as one-hot voices (B, T, V, 89) -> what the critic reads (B, T, features): the
-        voices; their motions; intervals between two, and those kept in parallel motion; pitch
-        classes above the bass, above the bass before, and above those of 8 frames, and of all."""
-        T, V = voices.shape[1:3]
-        steps = torch.arange(-12, 25, device=voices.device)
+        """Windows after other frames, as frames (B, . + T, 88) or one-hot voices (B, . + T, V, 89)
+        -> what is read (B, T, .): the voices and what follows here, the same in all keys."""
+        if voices.dim() == 3:
+            voices = F.one_hot(data.to_voices(voices, self.voices), data.SYMBOLS).float()
+        T, V = self.window, voices.shape[2]
+        voices = voices[:, -1 - T:]  # the window and the frame before
         high, low = torch.triu_indices(V, V, 1, device=voices.device)  # all pairs
-        sound = F.pad(voices[..., 1:], (1, 24))  # no rests, and room for intervals
-        motion = intervals(before(sound), sound, steps[:25])  # (B, T, V, 25)
-        chord = intervals(sound[:, :, low], sound[:, :, high], steps[12:])  # (B, T, pairs, 25)
-        folded = F.pad(chord, (0, 11)).unflatten(-1, (3, 12)).sum(-2)
-        kept = folded * before(folded) * (1 - motion[:, :, low, 12:13])
-        classes = F.pad(voices[..., 1:], (0, 8)).unflatten(-1, (8, 12)).sum(-2)  # (B, T, V, 12)
-        bass, classes = classes[:, :, -1], classes.sum(2)
+        notes = F.pad(voices[..., 1:], (36, 32))  # (B, 1 + T, V, 156)
+        motion = intervals(notes[:, :-1], notes[:, 1:])  # of each voice (B, T, V, 49)
+        chord = intervals(notes[:, :, low], notes[:, :, high])[..., SPAN:]  # (B, 1 + T, pairs, 25)
+        folded = F.pad(chord, (0, 11)).unflatten(-1, (3, 12)).sum(-2)  # within an octave
+        kept = folded[:, 1:] * folded[:, :-1] * (1 - motion[:, :, low, SPAN:SPAN + 1])  # parallels
+        classes = notes.unflatten(-1, (13, 12)).sum(-2)  # pitch classes (B, 1 + T, V, 12)
+        bass, classes = classes[:, :, -1], classes[:, 1:].sum(2)
         around = [classes.unflatten(1, (-1, n)).mean(2).repeat_interleave(n, 1) for n in (8, T)]
-        roots = torch.stack([bass, before(bass), *around], 2)  # (B, T, 4, 12)
-        shifted = torch.cat([classes, classes[..., :11]], -1).unfold(-1, 12, 1)  # [c, d]: c + d
-        parts = voices, motion, chord, kept, roots @ shifted
+        roots = torch.stack([bass[:, 1:], bass[:, :-1], *around], 2)  # (B, T, 4, 12)
+        above = torch.cat([classes, classes[..., :11]], -1).unfold(-1, 12, 1)  # [c, d]: c + d
+        place = F.one_hot(torch.arange(T, device=voices.device) % METRE, METRE)
+        place = place.expand(len(voices), -1, -1)
+        parts = voices[:, 1:], motion, chord[:, 1:], kept, roots @ above, place
         return torch.cat([part.flatten(2) for part in parts], -1)
 
     def forward(self, features):
-        """features (B, window, features) -> scores (B,)."""
-        metre = self.metre[torch.arange(features.shape[1], device=features.device) % METRE]
-        x = self.dropout(F.leaky_relu(self.inp(features) + metre, 0.2))  # (B, window, H)
-        near = self.near(x.unfold(1, 4, 1).transpose(2, 3).flatten(2))  # (B, window - 3, H)
-        near = self.near_out(self.dropout(F.leaky_relu(near, 0.2))).mean(1)
+        x = self.inp(features)  # (B, window, H)
+        near = self.near(x.unfold(1, 4, 1).transpose(2, 3).flatten(2))  # (B, window - 3, 1)
         x, _ = self.lstm(x.unflatten(1, (-1, self.patch)).flatten(2))  # (B, window / patch, H)
-        x, _ = self.attention(x + self.place, x.new_zeros(len(x), 0, 2 * x.shape[-1]))
-        x = self.dropout(F.leaky_relu(self.mix(torch.cat([x.mean(1), x[:, -1]], -1)), 0.2))
-        return (self.out(x) + near)[:, 0]
+        x = x + self.attend(x, x, x)[0]  # with its weights: the fused one has no second derivatives
+        return (self.far(torch.cat([x.mean(1), x[:, -1]], -1)) + near.mean(1))[:, 0]
 
 
 @torch.backends.cudnn.flags(enabled=False)  # its LSTM has no second derivatives
@@ -229,93 +205,91 @@ def gradient_penalty(critic, real, fake):
 
 
 class WGAN(nn.Module):
-    """Generator, critic, and the running average of the generator's weights, which samples.
-    voices: V; window: frames that the critic sees; z: Z; patch: frames that its LSTM reads at once;
-    loss: "wasserstein", "minimax", or "printed", with the paper's sign; gp: lambda."""
+    """Generator, with its pieces under way and the average of its weights, and critic."""
 
     def __init__(self, voices=4, window=32, z=64, hidden=128, layers=1, heads=4, critic_layers=1,
-                 critic_heads=4, patch=4, dropout=0.3, loss="wasserstein", gp=10.0):
+                 critic_heads=4, patch=4, dropout=0.3, loss="wasserstein", gp=10.0, batch=32,
+                 restart=0.15):
         super().__init__()
         if hidden % heads or hidden % critic_heads or window % patch or window % 8:
             raise data.InputError("--heads and --critic-heads must divide --hidden, --patch and 8 "
                                   "must divide --window")
-        self.voices, self.window, self.loss, self.gp = voices, window, loss, gp
+        self.window, self.loss, self.gp, self.restart = window, loss, gp, restart
         self.generator = Generator(voices, window, z, hidden, layers, heads)
         self.critic = Critic(voices, window, hidden, critic_layers, critic_heads, patch, dropout)
+        for name, x in zip(("last", "z", "state", "heard", "tally"), self.generator.begin(batch)):
+            self.register_buffer(name, x.detach())  # the pieces under way
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
 
-    def play(self, n):
-        """n windows that G plays, one-hot (n, window, V, 89), with the gradient of the voices'
-        probabilities: the heads work these out again, for all frames at once."""
-        frames, known = self.generator(n, self.window)
-        voices, p = self.generator.heads(known, frames[:, :-1], frames[:, 1:])
-        return F.one_hot(voices, data.SYMBOLS) + (p - p.detach())  # the bracket is 0
+    def play(self):
+        """The frame before and the next window of each piece, one-hot (batch, 1 + window, V, 89),
+        with the gradient of its probabilities. First a share `restart` ends and others begin."""
+        pieces, mine = [*self.buffers(recurse=False)], slice(data.RANK, None, data.WORLD)
+        ends = torch.rand(len(self.z), 1, 1, device=self.z.device) < self.restart
+        begun = [torch.where(ends, new, old)[mine]  # each process has its share
+                 for new, old in zip(self.generator.begin(len(self.z)), pieces)]
+        frames, later = self.generator.play(begun, self.window)
+        for old, new in zip(pieces, later):
+            old[mine] = new
+        _, p, _ = self.generator(frames[:, :-1], *begun[1:], voices=frames[:, 1:])  # all at once
+        return F.one_hot(frames, data.SYMBOLS) + F.pad(p - p.detach(), (0, 0, 0, 0, 1, 0))  # + 0
 
-    def features(self, frames):
-        """What the critic reads of frames (B, T, 88)."""
-        voices = F.one_hot(data.to_voices(frames, self.voices), data.SYMBOLS)
-        return self.critic.features(voices.to(self.critic.metre.dtype))
-
-    def forward(self, frames, mask, played=None):
-        """The critic's loss on full windows (B, window, 88) and as many that the generator plays,
-        or has played, one-hot (B, window, V, 89); and its parts for the log."""
-        played = self.play(len(frames)) if played is None else played
-        real, fake = self.features(frames), self.critic.features(played.detach())
-        real_score, fake_score = self.critic(torch.cat([real, fake])).chunk(2)
-        gap = real_score.mean() - fake_score.mean()
-        loss = gap if self.loss == "printed" else -gap
-        if self.loss == "minimax":  # Goodfellow et al. 2014: the score is the log-odds of real
-            loss = F.softplus(-real_score).mean() + F.softplus(fake_score).mean()
+    def forward(self, frames, mask, played):
+        """The critic's loss on frames (batch, METRE + window, 88) and on those of play()."""
+        real, fake = self.critic.features(frames), self.critic.features(played.detach())
+        f_real, f_fake = self.critic(torch.cat([real, fake])).chunk(2)
+        gap = f_real.mean() - f_fake.mean()
+        loss = {"wasserstein": -gap, "printed": gap,  # minimax: f is the log-odds of being real
+                "minimax": F.softplus(-f_real).mean() + F.softplus(f_fake).mean()}[self.loss]
         parts = {"critic_loss": loss.detach(), "critic_gap": gap.detach()}
         if self.gp:
             penalty = gradient_penalty(self.critic, real, fake)
-            loss = loss + self.gp * penalty
-            parts["penalty"] = penalty.detach()
+            parts["penalty"], loss = penalty.detach(), loss + self.gp * penalty
         return loss, parts
 
-    def generator_loss(self, n, played=None):
-        """The generator's loss on n windows, or on those played, and it for the log."""
-        played = self.play(n) if played is None else played
+    def generator_loss(self, played):
+        """The generator's loss on windows of play(), and it for the log."""
         score = self.critic(self.critic.features(played))
         loss = -F.softplus(score).mean() if self.loss == "minimax" else -score.mean()
         return loss, {"generator_loss": loss.detach()}
 
     @data.sampling()
-    def sample(self, n, length, generator=None, temperature=1.2, top_p=0.9):
-        """n pieces as bool (n, length, 88). G is surer of its notes than Bach: hence 1.2; stray
-        ones are rare but far off: hence 0.9. The first METRE frames, a run-up, are left out."""
-        voices, _ = self.average(
-            n, METRE + length, generator, temperature=temperature, top_p=top_p)
-        return data.from_voices(voices[:, 1 + METRE:])
+    def sample(self, n, length, generator=None, temperature=1.0, top_p=0.95):
+        """n new pieces as bool (n, length, 88); temperature, top_p: see data.sample_symbols."""
+        voices, _ = self.average.play(self.average.begin(n, generator), length,
+                                      generator=generator, temperature=temperature, top_p=top_p)
+        return data.from_voices(voices[:, 1:])
+
+
+def full_windows(pieces, window, device="cpu"):
+    """Full windows after METRE more frames each, silent ones before a piece begins."""
+    pieces = [np.pad(piece, ((METRE, 0), (0, 0))) for piece in pieces]
+    return data.Windows(pieces, METRE + window, device, full=True)
 
 
 def changes(rolls):
-    """Changes of chords in rolls (T, 88), counted: two different chords in a row, each as pitch
-    classes above its bass, and the step between the basses."""
-    count = Counter()
+    """Changes of chords in rolls (T, 88): two different chords in a row, each as pitch classes
+    above its bass, and the step between the basses."""
     for roll in rolls:
         keys = [np.flatnonzero(frame) for frame in roll if frame.any()]
         chords = [(frame[0], frozenset((frame - frame[0]) % 12)) for frame in keys]
-        count.update((a[1], b[1], b[0] - a[0]) for a, b in pairwise(chords) if a != b)
-    return count
+        yield from ((a[1], b[1], b[0] - a[0]) for a, b in zip(chords, chords[1:]) if a != b)
 
 
 @torch.no_grad()
 def evaluate(model, pieces):
-    """Of 64 samples beside held-out pieces (bool (T, 88)): critic_gap, E[f(x)] - E[f(G(z))];
-    change_distance, divergence of the changes of chords; silent, share of silent frames; alike,
-    largest share of frames that two samples have in common (mode collapse)."""
+    """Of held-out pieces (bool (T, 88)) and 64 samples: critic_gap, E[f(x)] - E[f(G(z))], and how
+    far their changes of chords diverge; share of silent frames, and of those two have in common."""
     model.eval()
-    window, device = model.window, model.critic.metre.device
-    generator = torch.Generator(device).manual_seed(0)
-    rolls = model.sample(64, window * max(1, 128 // window), generator)
-    frames, _ = next(data.Windows(pieces, window, device, window, full=True).chunks(1024))
-    real, fake = model.features(frames), model.features(rolls.reshape(-1, window, data.KEYS))
-    gap = model.critic(real).mean() - model.critic(fake).mean()
+    real, _ = next(full_windows(pieces, model.window, model.z.device).chunks(1024))
+    generator = torch.Generator(model.z.device).manual_seed(0)
+    rolls = model.sample(64, model.window * max(1, 128 // model.window), generator)
+    fake = F.pad(rolls, (0, 0, 1, 0)).unfold(1, 1 + model.window, model.window).flatten(0, 1).mT
+    real, fake = (model.critic(model.critic.features(x)).mean() for x in (real, fake))
     common = (rolls[:, None] == rolls).all(-1).float().mean(-1).fill_diagonal_(0)  # (64, 64)
     model.train()
-    want, have = changes(pieces), changes(rolls.cpu().numpy())
-    return {"critic_gap": gap.item(), "change_distance": data.divergence(want, have),
+    want, have = Counter(changes(pieces)), Counter(changes(rolls.cpu().numpy()))
+    return {"critic_gap": (real - fake).item(), "change_distance": data.divergence(want, have),
             "silent": (~rolls.any(2)).float().mean().item(), "alike": common.max().item()}
 
 
@@ -327,15 +301,14 @@ def train(args):
     # Betas are Gulrajani's; rates are constant: as they fall, the critic outruns G.
     optimizer = torch.optim.Adam(model.generator.parameters(), args.lr, (0.0, 0.9))
     critic_optimizer = torch.optim.Adam(model.critic.parameters(), args.critic_lr, (0.0, 0.9))
-    windows = data.Windows(corpus.train, args.window, args.device, full=True)
-    for pieces in (corpus.valid, corpus.test):  # they need a full window too: said now
-        data.Windows(pieces, args.window, full=True)
+    windows, *_ = [full_windows(pieces, args.window, args.device)
+                   for pieces in (corpus.train, corpus.valid, corpus.test)]  # all, or stop now
     run = data.Run("wgan", args, model, corpus, optimizer=optimizer, critic=critic_optimizer)
 
     for step in run.steps(args.steps):
         for _ in range(args.n_critic):
             frames, mask = windows.sample(args.batch, args.transpose)
-            played = model.play(len(frames))
+            played = model.play()
             loss, parts = model(frames, mask, played)
             critic_optimizer.zero_grad()
             loss.backward()
@@ -343,27 +316,24 @@ def train(args):
             critic_optimizer.step()
             for weight in model.critic.parameters() if args.clip else []:
                 weight.data.clamp_(-args.clip, args.clip)  # keeps f Lipschitz, the crude way
-        loss, generator_parts = model.generator_loss(len(frames), played)  # the last: half the time
+        loss, generator_parts = model.generator_loss(played)  # the last: half the time
         optimizer.zero_grad()
         loss.backward(inputs=list(model.generator.parameters()))
         run.average_gradients(model.generator, mask)
         optimizer.step()
-        with torch.no_grad():  # the average follows the first steps closely
-            for mean, weight in zip(model.average.parameters(), model.generator.parameters()):
-                mean.lerp_(weight, 1 - min(args.average, step / (step + 10)))
+        for mean, weight in zip(model.average.parameters(), model.generator.parameters()):
+            mean.lerp_(weight.detach(), 1 - min(args.average, step / (step + 10)))  # fast at first
         run.add({**parts, **generator_parts}, mask.repeat(args.n_critic, 1))
         if step % args.eval_every == 0 or step == args.steps:
             valid = evaluate(model, corpus.valid)
-            collapsed = valid["alike"] > 0.5  # distances count once the samples differ
-            run.log(args.steps, valid, best=valid["change_distance"] + collapsed)
+            run.log(args.steps, valid, best=valid["change_distance"] + (valid["alike"] > 0.5))
 
     run.load_best()
     run.finish(evaluate(model, corpus.test))
 
 
 def main(argv=None):
-    parser = data.Parser(__doc__, run="wgan", log=(
-        "gap, score of Bach less score of samples; alike: largest share two samples share"))
+    parser = data.Parser(__doc__, "wgan", log="gap: Bach's score less G's; alike: most of any two")
     add = parser.add_argument
     add("--window", type=data.positive_int, default=32, help="frames of a training window")
     add("--steps", type=data.positive_int, default=1000, help="generator steps")
@@ -385,6 +355,7 @@ def main(argv=None):
     add("--n-critic", type=data.positive_int, default=1, help="critic steps per generator step")
     add("--critic-lr", type=data.positive, default=2e-3, help="learning rate of the critic")
     add("--average", type=data.decay, default=0.997, help="how slowly the averaged weights follow")
+    add("--restart", type=data.probability, default=0.15, help="share of pieces that begin anew")
     train(parser.parse(argv))
 
 

@@ -48,11 +48,12 @@ def loops(args):
             module.main(["--out", folder, "--device", args.device, "--eval-every", "10000"])
         run, bare = runs[0], []
         model, adam, n = run.model, run.parts["optimizer"], run.args.batch
-        batch = data.Windows(run.corpus.train, model.window, args.device, full=True).sample(n)
+        window = model.window + 16 * (name == "wgan")  # its critic sees the frame before too
+        batch = data.Windows(run.corpus.train, window, args.device, full=True).sample(n)
         losses = [(lambda: model(*batch), adam, model)]
         if name == "wgan":
-            losses = [(lambda: model(*batch), run.parts["critic"], model.critic),
-                      (lambda: model.generator_loss(n), adam, model.generator)]
+            losses = [(lambda: model(*batch, model.play()), run.parts["critic"], model.critic),
+                      (lambda: model.generator_loss(model.play()), adam, model.generator)]
         while len(bare) < len(times):
             for loss, optimizer, network in losses:
                 optimizer.zero_grad()

@@ -8,15 +8,6 @@ import wgan
 from conftest import GPU, small
 
 
-def heard(model, batch):
-    """What the critic reads of a batch and of what the generator plays: (B, T, features) each."""
-    seen = []
-    hook = model.critic.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    model(*batch)
-    hook.remove()
-    return seen[0].detach().chunk(2)
-
-
 def test_penalty_of_a_linear_critic(batch):
     w = torch.nn.functional.normalize(torch.randn(batch[0][0].numel()), dim=0)
     for slope in (1, 3):
@@ -27,8 +18,8 @@ def test_penalty_of_a_linear_critic(batch):
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
 def test_the_penalty_has_second_derivatives_in_every_weight(device, batch):
-    model = small("wgan").to(device)
-    real, fake = heard(model, [x.to(device) for x in batch])
+    model = small("wgan", batch=8).to(device)
+    real, fake = (model.critic.features(x).detach() for x in (batch[0].to(device), model.play()))
     wgan.gradient_penalty(model.critic, real, fake).backward()
     assert all(weight.grad.any() for weight in model.critic.parameters() if weight.dim() > 1)
 
@@ -44,22 +35,22 @@ def linear_critic(model, slope):
 def test_voices_are_one_hot_legal_and_pass_the_gradient_of_probabilities_to_every_weight():
     model = small("wgan")
     played = linear_critic(model, torch.ones(data.SYMBOLS))
-    model.generator_loss(4)[0].backward()
+    model.generator_loss(model.play())[0].backward()
     for weight in model.generator.parameters():
         assert weight.grad.abs().max() < 1e-4  # probabilities sum to one, whatever the weights
     symbols = played[0].argmax(-1)
     assert torch.equal(played[0], torch.nn.functional.one_hot(symbols, 89).float())
     assert torch.equal(data.to_voices(data.from_voices(symbols)), symbols)  # none cross or double
-    model = small("wgan")
-    model.generator_loss(4)[0].backward()
+    model = small("wgan", batch=4, restart=1.0)  # so that what begins them counts
+    model.generator_loss(model.play())[0].backward()
     assert all(weight.grad.abs().max() > 1e-5 for weight in model.generator.parameters())
 
 
 @pytest.mark.parametrize("kind", ["wasserstein", "minimax", "printed"])
 def test_the_gap_on_a_fixed_batch_rises_unless_the_loss_is_as_printed(kind, batch):
-    model = small("wgan", loss=kind, gp=10.0 if kind == "wasserstein" else 0.0)
+    model = small("wgan", batch=8, loss=kind, gp=10.0 if kind == "wasserstein" else 0.0)
     with torch.no_grad():
-        played, gaps = model.play(8), []
+        played, gaps = model.play(), []
     optimizer = torch.optim.Adam(model.critic.parameters(), 1e-3, betas=(0.0, 0.9))
     for _ in range(20):
         loss, parts = model(*batch, played)
@@ -73,20 +64,32 @@ def test_the_gap_on_a_fixed_batch_rises_unless_the_loss_is_as_printed(kind, batc
 
 def test_the_generator_learns_what_a_critic_likes():
     """High top voices."""
-    model, top = small("wgan"), torch.tensor([[1.0], [0], [0], [0]])
+    model, top = small("wgan", batch=8), torch.tensor([[1.0], [0], [0], [0]])
     played = linear_critic(model, top * torch.arange(data.SYMBOLS) / data.KEYS)
     optimizer = torch.optim.Adam(model.generator.parameters(), 1e-2)
     for _ in range(20):
         optimizer.zero_grad()
-        model.generator_loss(8)[0].backward()
+        model.generator_loss(model.play())[0].backward()
         optimizer.step()
     first, last = (voices[:, :, 0].argmax(-1).float().mean() for voices in (played[0], played[-1]))
     assert last > first + 15
 
 
+def test_pieces_go_on_from_step_to_step_unless_they_begin_anew(monkeypatch):
+    model = small("wgan", batch=3, restart=0.0)
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(data, "sample_symbols", lambda logits, **_: logits.argmax(-1))  # no chance
+        whole, _ = model.generator.play([x.clone() for x in model.buffers(recurse=False)], 32)
+        parts = [model.play().argmax(-1) for _ in range(2)]  # each begins with the frame before
+        assert torch.equal(torch.cat([parts[0], parts[1][:, 1:]], 1), whole)
+    for model.restart in (0, 1):
+        one, two = (model.play() for _ in range(2) if torch.manual_seed(0))
+        assert torch.equal(one, two) == (model.restart == 1)
+
+
 def test_what_the_critic_reads_but_the_notes_themselves_is_the_same_in_every_key(batch):
     model = small("wgan")
-    here, there = (heard(model, (x, batch[1]))[0] for x in (batch[0], batch[0].roll(3, -1)))
+    here, there = (model.critic.features(x) for x in (batch[0], batch[0].roll(3, -1)))
     differs = (here != there).any(1).any(0)
     assert 0 < differs.sum() <= 4 * data.SYMBOLS and here[:, :, ~differs].any()
 
