@@ -115,7 +115,6 @@ def test_lstm_draws_the_distribution_of_real_frames():
       "vqvae", "vqvae context=2")
 @torch.no_grad()
 def test_nothing_looks_ahead(name, options, batch):
-    """And what came before counts, unless the decoder reads its own softmax."""
     model, frames, mask = small(name, **options), batch[0][:2].clone(), torch.ones(2, 32)
     frames[:, 16:] = frames[:, :16].clone()  # there is something to recall
     other, z = frames.clone(), torch.randn(2, 8)
@@ -170,7 +169,6 @@ def test_the_melody_comes_back_note_for_note(name, options, corpus):
     f"attn_lstm hidden=48 heads={heads} dropout_input=0 dropout=0 dropout_heads=0"
     for heads in ("chained", "parallel")))
 def test_two_pieces_can_be_learnt_by_heart(name, options, batch):
-    """From 18 nats per frame or more."""
     model, (frames, mask) = small(name, **options).train(), (x[:2, :16] for x in batch)
     steps = 250 if name == "lstm" else 60
     fit(lambda: model(frames, mask)[0], model, steps, 2e-2)
