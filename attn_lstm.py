@@ -289,8 +289,8 @@ def train(args):
     """Train as the flags say; leaves the run folder that data.Run describes."""
     corpus = data.load_corpus(args.data, args.time_step, args.voices)
     torch.manual_seed(args.seed)
-    model = AttnLSTM(**data.config(AttnLSTM, args)).to(args.device)
-    average = copy.deepcopy(model)  # of the weights of the last steps: tested, kept
+    average = AttnLSTM(**data.config(AttnLSTM, args))  # of the last steps' weights: tested, kept
+    model, average = copy.deepcopy(average).to(args.device), average.to(args.device)
     kind = torch.optim.AdamW if args.optimizer == "adamw" else torch.optim.Adam
     optimizer = kind(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     windows = data.Windows(corpus.train, args.window, args.device)
