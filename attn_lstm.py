@@ -325,7 +325,7 @@ def main(argv=None):
     add = parser.add_argument
     add("--window", type=data.positive_int, default=96, help="frames trained on, attention sees")
     add("--steps", type=data.positive_int, default=400, help="training steps")
-    add("--batch", type=data.positive_int, default=16, help="windows per step")
+    add("--batch", type=data.positive_int, default=24, help="windows per step")
     add("--lr", type=data.positive, default=5e-3, help="highest learning rate")
     add("--eval-every", type=data.positive_int, default=50, help="steps between checkpoints")
     add("--hidden", type=data.positive_int, default=256, help="units of LSTM layers and heads")
