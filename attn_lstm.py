@@ -289,7 +289,7 @@ def train(args):
     """Train as the flags say; leaves the run folder that data.Run describes."""
     corpus = data.load_corpus(args.data, args.time_step, args.voices)
     torch.manual_seed(args.seed)
-    average = AttnLSTM(**data.config(AttnLSTM, args))  # of the last steps' weights: tested, kept
+    average = AttnLSTM(**data.config(AttnLSTM, args))  # of the weights of all steps: tested, kept
     model, average = copy.deepcopy(average).to(args.device), average.to(args.device)
     kind = torch.optim.AdamW if args.optimizer == "adamw" else torch.optim.Adam
     optimizer = kind(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)

@@ -266,8 +266,8 @@ def train(args):
     """Train as the flags say; leaves the run folder that data.Run describes."""
     corpus = data.load_corpus(args.data, args.time_step, args.voices)
     torch.manual_seed(args.seed)
-    model = VAE(**data.config(VAE, args)).to(args.device)
-    average = copy.deepcopy(model)  # of the weights of all steps: tested, kept
+    average = VAE(**data.config(VAE, args))  # of the weights of all steps: tested, kept
+    model, average = copy.deepcopy(average).to(args.device), average.to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     windows = data.Windows(corpus.train, args.window, args.device)
     run = data.Run("vae", args, average, corpus, trained=model, optimizer=optimizer)
