@@ -8,10 +8,9 @@ of T frames one score. f learns to score Bach above G, and G to be scored high:
     L_C = E[f(G(z))] - E[f(x)] + lambda E[(|grad f(y)| - 1)^2]
     L_G = -E[f(G(z))]
 
-If no slope of f is over 1, the least L_C is minus the Wasserstein distance of Bach and G. Hence the
-penalty on slopes at points y between the two (--gp, Gulrajani et al. 2017), or bounds for weights
-(--clip, Arjovsky et al. 2017). Voices are drawn, with the gradient of their probabilities, as if f
-were linear in them (straight-through, Bengio et al. 2013).
+If no slope of f is over 1, the least L_C is minus the Wasserstein distance of Bach and G: hence the
+penalty on slopes at points y between the two (--gp, Gulrajani et al. 2017) or a bound for weights
+(--clip, Arjovsky et al. 2017). A drawn voice has its probabilities' gradient (straight-through).
 
     python wgan.py    # default run; the paper's 20 epochs:
     python wgan.py --layers 4 --critic-layers 2 --heads 8 --hidden 1024 --dropout 0 --restart 1 \\
@@ -20,9 +19,9 @@ were linear in them (straight-through, Bengio et al. 2013).
 Differences from the paper:
 - Its L_C has the other sign (--loss printed), by which both learn to score G above Bach.
 - G's pieces go on from step to step, so that f sees, and G learns, what becomes of them; a share
-  begins anew (--restart 1: all, a piece is one window). G's weights are averaged.
-- Voices are chosen in turn. f reads intervals and pitch classes, the same in all keys, and scores
-  every four frames too. It has dropout: if too sure, it drives G about instead of teaching it.
+  begins anew (--restart 1: all). G's weights are averaged, its voices chosen in turn.
+- f reads intervals and pitch classes, the same in all keys, and scores every four frames too. It
+  has dropout: if too sure, it drives G about instead of teaching it.
 """
 
 import copy
@@ -41,9 +40,9 @@ FADE = 0.98  # what is left after a frame of how often a pitch class has sounded
 
 
 class Heads(nn.Module):
-    """The voices of a frame, chosen one after the other, outer ones first, a head each. It scores
-    symbols, intervals from its voice's last note and from each chosen voice, and the note that
-    moves in parallel with a chosen one. What crosses or doubles a chosen voice gets no mass."""
+    """As in vae.py: a frame's voices, chosen in turn, outer ones first, a head each. It scores
+    symbols, intervals from its voice's last note and from each chosen one, and the note that moves
+    in parallel with that. What crosses or doubles a chosen voice gets no mass."""
 
     def __init__(self, voices, inputs, hidden):
         super().__init__()
@@ -102,9 +101,8 @@ class Generator(nn.Module):
         self.heads = Heads(voices, 2 * hidden + 12, hidden)
 
     def begin(self, n, generator=None):
-        """What n new pieces go on from: the last frame, silence (n, 1, V); z (n, 1, Z); the LSTM's
-        h and c in all layers (n, 2 * layers, H); its last outputs, none yet (n, window, H); how
-        often each pitch class has sounded, lately most (n, 1, 12)."""
+        """What n new pieces go on from: the last frame (n, 1, V), z (n, 1, Z), the LSTM's h and c
+        (n, 2 * layers, H) and last outputs (n, window, H), pitch classes' counts (n, 1, 12)."""
         z = torch.randn(n, 1, self.z, generator=generator, device=self.start.weight.device)
         state = self.start(z).tanh().view(n, 2 * self.lstm.num_layers, -1)
         silence, none = z.new_zeros(n, 1, self.voices).long(), z.new_zeros(n, 1, 12)
@@ -130,8 +128,7 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def play(self, piece, length, **draw):
-        """Go on with pieces, as from begin(): the last and `length` more frames (n, 1 + length, V),
-        and what to go on from after these."""
+        """Pieces go on: the last frame and `length` more (n, 1 + length, V); what to go on from."""
         frames = [piece[0]]
         for t in range(length):
             frame, _, rest = self(*piece, t, **draw)
@@ -152,7 +149,7 @@ def intervals(a, b):
 class Critic(nn.Module):
     """Features (B, window, .) -> scores (B,), of every four frames and, by an LSTM, of all."""
 
-    def __init__(self, voices, window, hidden, layers, heads, patch, dropout):
+    def __init__(self, voices, window, hidden, layers, patch, dropout):
         super().__init__()
         self.voices, self.window, self.patch = voices, window, patch
         relu, drop = nn.LeakyReLU(0.2), nn.Dropout(dropout)
@@ -160,7 +157,7 @@ class Critic(nn.Module):
         self.inp = nn.Sequential(nn.Linear(features, hidden), relu, drop)
         self.near = nn.Sequential(nn.Linear(4 * hidden, hidden), relu, drop, nn.Linear(hidden, 1))
         self.lstm = nn.LSTM(patch * hidden, hidden, layers, batch_first=True)
-        self.attend = nn.MultiheadAttention(hidden, heads, batch_first=True)
+        self.attend = nn.MultiheadAttention(hidden, 4, batch_first=True)
         self.far = nn.Sequential(nn.Linear(2 * hidden, hidden), relu, drop, nn.Linear(hidden, 1))
 
     def features(self, voices):
@@ -168,8 +165,7 @@ class Critic(nn.Module):
         -> what is read (B, T, .): the voices and what follows here, the same in all keys."""
         if voices.dim() == 3:
             voices = F.one_hot(data.to_voices(voices, self.voices), data.SYMBOLS).float()
-        T, V = self.window, voices.shape[2]
-        voices = voices[:, -1 - T:]  # the window and the frame before
+        T, V, voices = self.window, voices.shape[2], voices[:, -1 - self.window:]
         high, low = torch.triu_indices(V, V, 1, device=voices.device)  # all pairs
         notes = F.pad(voices[..., 1:], (36, 32))  # (B, 1 + T, V, 156)
         motion = intervals(notes[:, :-1], notes[:, 1:])  # of each voice (B, T, V, 49)
@@ -208,15 +204,13 @@ class WGAN(nn.Module):
     """Generator, with its pieces under way and the average of its weights, and critic."""
 
     def __init__(self, voices=4, window=32, z=64, hidden=128, layers=1, heads=4, critic_layers=1,
-                 critic_heads=4, patch=4, dropout=0.3, loss="wasserstein", gp=10.0, batch=32,
-                 restart=0.15):
+                 patch=4, dropout=0.3, loss="wasserstein", gp=10.0, batch=32, restart=0.15):
         super().__init__()
-        if hidden % heads or hidden % critic_heads or window % patch or window % 8:
-            raise data.InputError("--heads and --critic-heads must divide --hidden, --patch and 8 "
-                                  "must divide --window")
+        if hidden % heads or hidden % 4 or window % patch or window % 8:
+            raise data.InputError("--heads and 4 must divide --hidden; --patch and 8, --window")
         self.window, self.loss, self.gp, self.restart = window, loss, gp, restart
         self.generator = Generator(voices, window, z, hidden, layers, heads)
-        self.critic = Critic(voices, window, hidden, critic_layers, critic_heads, patch, dropout)
+        self.critic = Critic(voices, window, hidden, critic_layers, patch, dropout)
         for name, x in zip(("last", "z", "state", "heard", "tally"), self.generator.begin(batch)):
             self.register_buffer(name, x.detach())  # the pieces under way
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
@@ -241,11 +235,9 @@ class WGAN(nn.Module):
         gap = f_real.mean() - f_fake.mean()
         loss = {"wasserstein": -gap, "printed": gap,  # minimax: f is the log-odds of being real
                 "minimax": F.softplus(-f_real).mean() + F.softplus(f_fake).mean()}[self.loss]
-        parts = {"critic_loss": loss.detach(), "critic_gap": gap.detach()}
-        if self.gp:
-            penalty = gradient_penalty(self.critic, real, fake)
-            parts["penalty"], loss = penalty.detach(), loss + self.gp * penalty
-        return loss, parts
+        penalty = gradient_penalty(self.critic, real, fake) if self.gp else 0 * gap
+        parts = {"critic_loss": loss, "critic_gap": gap, "penalty": penalty}
+        return loss + self.gp * penalty, {name: part.detach() for name, part in parts.items()}
 
     def generator_loss(self, played):
         """The generator's loss on windows of play(), and it for the log."""
@@ -268,8 +260,7 @@ def full_windows(pieces, window, device="cpu"):
 
 
 def changes(rolls):
-    """Changes of chords in rolls (T, 88): two different chords in a row, each as pitch classes
-    above its bass, and the step between the basses."""
+    """Changes of chords in rolls (T, 88): both as pitch classes above the bass, and its step."""
     for roll in rolls:
         keys = [np.flatnonzero(frame) for frame in roll if frame.any()]
         chords = [(frame[0], frozenset((frame - frame[0]) % 12)) for frame in keys]
@@ -298,8 +289,7 @@ def train(args):
     corpus = data.load_corpus(args.data, args.time_step, args.voices)
     torch.manual_seed(args.seed)
     model = WGAN(**data.config(WGAN, args)).to(args.device)
-    # Betas are Gulrajani's; rates are constant: as they fall, the critic outruns G.
-    optimizer = torch.optim.Adam(model.generator.parameters(), args.lr, (0.0, 0.9))
+    optimizer = torch.optim.Adam(model.generator.parameters(), args.lr, (0.0, 0.9))  # Gulrajani's
     critic_optimizer = torch.optim.Adam(model.critic.parameters(), args.critic_lr, (0.0, 0.9))
     windows, *_ = [full_windows(pieces, args.window, args.device)
                    for pieces in (corpus.train, corpus.valid, corpus.test)]  # all, or stop now
@@ -338,14 +328,13 @@ def main(argv=None):
     add("--window", type=data.positive_int, default=32, help="frames of a training window")
     add("--steps", type=data.positive_int, default=1000, help="generator steps")
     add("--batch", type=data.positive_int, default=32, help="windows per step")
-    add("--lr", type=data.positive, default=1e-3, help="learning rate of the generator")
+    add("--lr", type=data.positive, default=1e-3, help="learning rate of the generator, constant")
     add("--eval-every", type=data.positive_int, default=100, help="steps between checkpoints")
     add("--z", type=data.positive_int, default=64, help="dimensions of a whole piece's noise")
     add("--hidden", type=data.positive_int, default=128, help="units of each layer")
     add("--layers", type=data.positive_int, default=1, help="LSTM layers of the generator")
-    add("--heads", type=data.positive_int, default=4, help="attention heads of the generator")
+    add("--heads", type=data.positive_int, default=4, help="attention heads of the generator; f: 4")
     add("--critic-layers", type=data.positive_int, default=1, help="LSTM layers of the critic")
-    add("--critic-heads", type=data.positive_int, default=4, help="attention heads of the critic")
     add("--patch", type=data.positive_int, default=4, help="frames the critic's LSTM reads at once")
     add("--dropout", type=data.dropout, default=0.3, help="share of the critic's units dropped")
     add("--loss", choices=["wasserstein", "minimax", "printed"], default="wasserstein",

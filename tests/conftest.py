@@ -29,7 +29,7 @@ VAE = {"hidden": 16, "window": 32, "segment": 8, "latent": 8, "features": 8, "dr
 SIZES = {"lstm": {"hidden": 16, "window": 32}, "vae": VAE, "hvae": VAE,
          "attn_lstm": {"hidden": 16, "window": 32, "attention_heads": 2},
          "vqvae": {"codebook": 16, "dim": 8, "hidden": 32, "prior_hidden": 32, "dropout": 0.0},
-         "wgan": {"window": 16, "hidden": 16, "heads": 2, "critic_heads": 2, "z": 4, "dropout": 0}}
+         "wgan": {"window": 16, "hidden": 16, "heads": 2, "z": 4, "dropout": 0}}
 
 
 @pytest.fixture(scope="session", autouse=True)
