@@ -20,8 +20,7 @@ Differences from the paper:
 - Its L_C has the other sign (--loss printed), by which both learn to score G above Bach.
 - G's pieces go on from step to step, so that f sees, and G learns, what becomes of them; a share
   begins anew (--restart 1: all). G's weights are averaged, its voices chosen in turn.
-- f reads intervals and pitch classes, the same in all keys, and scores every four frames too. It
-  has dropout: if too sure, it drives G about instead of teaching it.
+- f reads intervals too and scores every four frames. Dropout: if too sure, it does not teach G.
 """
 
 import copy
@@ -36,13 +35,11 @@ import data
 
 METRE = 16  # frames: training windows begin at multiples of 16
 SPAN = 24  # semitones: the largest interval that heads and critic tell apart
-FADE = 0.98  # what is left after a frame of how often a pitch class has sounded
 
 
 class Heads(nn.Module):
-    """As in vae.py: a frame's voices, chosen in turn, outer ones first, a head each. It scores
-    symbols, intervals from its voice's last note and from each chosen one, and the note that moves
-    in parallel with that. What crosses or doubles a chosen voice gets no mass."""
+    """As in vae.py: a frame's voices, chosen in turn, outer ones first. A head each scores symbols,
+    intervals, and notes in parallel motion. What crosses or doubles a chosen voice gets no mass."""
 
     def __init__(self, voices, inputs, hidden):
         super().__init__()
@@ -120,7 +117,7 @@ class Generator(nn.Module):
         found, _ = self.attend(x, heard, heard, attn_mask=hidden, need_weights=False)
         sound = (F.one_hot(frames % 12, 12) * (frames > 0)[..., None]).sum(2)
         time = torch.arange(T + 1, device=z.device)
-        fade = (FADE ** (time[1:, None] - time)).tril(1)  # (T, 1 + T), 0 for later frames
+        fade = (0.98 ** (time[1:, None] - time)).tril(1)  # (T, 1 + T), 0 for later frames
         tally = fade @ torch.cat([tally, sound], 1)
         often = (tally + 1).log() - (tally.mean(-1, keepdim=True) + 1).log()  # the key
         voices, p = self.heads(torch.cat([x, found, often], -1), frames, voices, **draw)
