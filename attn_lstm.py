@@ -248,9 +248,9 @@ class AttnLSTM(nn.Module):
         stay below, and where it rests all stay below its last note."""
         self.eval()
         device, rest = self.scale.device, torch.zeros(0, data.KEYS)
-        prime, tune = (data.to_voices(torch.as_tensor(rest if roll is None else roll), V).to(device)
+        prime, tune = (data.to_voices(torch.as_tensor(rest if roll is None else roll), V)
                        for roll, V in ((prime, self.voices), (melody, 1)))  # (T, V), (T, 1)
-        known, state = self.read(F.pad(prime, (0, 0, 1, 0)).expand(n, -1, -1))
+        known, state = self.read(F.pad(prime.to(device), (0, 0, 1, 0)).expand(n, -1, -1))
         known = {name: x[:, -1:] for name, x in known.items()}
         symbols, frames, top = torch.arange(data.SYMBOLS, device=device), [], data.SYMBOLS
         for t in data.progress(range(length), "sampling frames"):

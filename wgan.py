@@ -5,8 +5,7 @@ of T frames one score. f learns to score Bach above G, and G to be scored high:
 
     h_t = LSTM(x_<t, z)                                                  (H), z ~ N(0, I)
     x_t ~ prod_v p(voice v | h_t, attention(h_t), x_t-1, the voices chosen before v)   (V, 89)
-    L_C = E[f(G(z))] - E[f(x)] + lambda E[(|grad f(y)| - 1)^2]
-    L_G = -E[f(G(z))]
+    L_C = E[f(G(z))] - E[f(x)] + lambda E[(|grad f(y)| - 1)^2]          L_G = -E[f(G(z))]
 
 If no slope of f is over 1, the least L_C is minus the Wasserstein distance of Bach and G: hence the
 penalty on slopes at points y between the two (--gp, Gulrajani et al. 2017) or a bound for weights
@@ -117,7 +116,7 @@ class Generator(nn.Module):
         found, _ = self.attend(x, heard, heard, attn_mask=hidden, need_weights=False)
         sound = (F.one_hot(frames % 12, 12) * (frames > 0)[..., None]).sum(2)
         time = torch.arange(T + 1, device=z.device)
-        fade = (0.98 ** (time[1:, None] - time)).tril(1)  # (T, 1 + T), 0 for later frames
+        fade = (0.98 ** (time[1:, None] - time)).tril(1)  # (T, 1 + T): what is left of counts
         tally = fade @ torch.cat([tally, sound], 1)
         often = (tally + 1).log() - (tally.mean(-1, keepdim=True) + 1).log()  # the key
         voices, p = self.heads(torch.cat([x, found, often], -1), frames, voices, **draw)
@@ -308,8 +307,9 @@ def train(args):
         loss.backward(inputs=list(model.generator.parameters()))
         run.average_gradients(model.generator, mask)
         optimizer.step()
-        for mean, weight in zip(model.average.parameters(), model.generator.parameters()):
-            mean.lerp_(weight.detach(), 1 - min(args.average, step / (step + 10)))  # fast at first
+        with torch.no_grad():  # a shorter average at first, when the weights are still far off
+            for mean, weight in zip(model.average.parameters(), model.generator.parameters()):
+                mean.lerp_(weight, 1 - min(args.average, step / (step + 10)))
         run.add({**parts, **generator_parts}, mask.repeat(args.n_critic, 1))
         if step % args.eval_every == 0 or step == args.steps:
             valid = evaluate(model, corpus.valid)
