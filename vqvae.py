@@ -101,15 +101,16 @@ class Choice(nn.Module):
     def forward(self, context, notes, past):
         """context (..., inputs); notes (..., P, V), read up to voice i - 1; past (..., F), see
         VQVAE.past -> (..., outputs)."""
-        last, far, classes, _ = past.split([notes.shape[-1], notes.shape[-1], 12, 1], -1)
+        last, sums, classes, frames = past.split([notes.shape[-1], notes.shape[-1], 12, 1], -1)
         own, now = last[..., self.i, None], notes[..., :self.i]  # (..., 1), (..., P, i)
+        mean = ((sums[..., self.i, None] + own) / (frames + 1)).round().long()
         then = torch.cat([last[..., None, :self.i], now[..., :-1, :]], -2)
         # Where a voice stood above this one (12, up to octaves) and its move since (15, up to a
         # fifth): the same move from a fifth or an octave would be parallel.
         moves = 1 + (then - own[..., None]) % 12 * 15 + (now - then).clamp(-7, 7) + 7
         moves = torch.where((now > 0) & (then > 0), moves, 0)
         facts = torch.cat([interval(now, own[..., None]).flatten(-2), moves.flatten(-2),
-                           interval(last, own), far[..., self.i, None], own], -1)
+                           interval(last, own), interval(own, mean), own], -1)
         # The key: how often each pitch class has sounded, from own up.
         classes = classes.gather(-1, (own + torch.arange(12, device=own.device)) % 12).float()
         key = (classes + 1).log() - (classes.mean(-1, keepdim=True) + 1).log()
@@ -142,18 +143,21 @@ class VQVAE(nn.Module):
         self.prior = nn.ModuleList(
             Choice(i, V, P, H, H, K, dropout_heads) for i in range(0, V, self.share))
 
-    def past(self, notes):
-        """What came before each of N patterns and the next: notes (B, N, P, V) -> (B, N + 1, F),
-        each voice's last note (V) and how far that is from its mean, rests being the middle (V);
-        how often each pitch class has sounded (12); how many frames there were (1)."""
-        B, middle = len(notes), self.middle
-        lines = torch.cat([middle.expand(B, 1, -1), notes.flatten(1, 2)], 1)  # (B, 1 + T, V)
-        sounds, time = lines > 0, torch.arange(lines.shape[1], device=lines.device)[:, None]
-        last = lines.gather(1, (time * sounds).cummax(1).values)
-        mean = (torch.where(sounds, lines, middle).cumsum(1) - middle + last) / (time + 1)
-        classes = (F.one_hot(lines % 12, 12) * (sounds & (time > 0))[..., None]).sum(2).cumsum(1)
-        far = interval(last, mean.round().long())
-        return torch.cat([last, far, classes, time.expand(B, -1, -1)], -1)[:, ::self.pattern]
+    def past(self, notes, before=None):
+        """What came before each of N patterns and the next: notes (B, N, P, V), which go on from
+        before (B, F) -> (B, N + 1, F): each voice's last note (V), the sum of its notes, rests
+        being the middle (V), how often each pitch class has sounded (12), the number of frames."""
+        if before is None:
+            before = F.pad(self.middle, (0, self.voices + 13)).expand(len(notes), -1)
+        lines, V = notes.flatten(1, 2), self.voices  # (B, T, V)
+        every = torch.cat([before[:, None, :V], lines], 1)
+        time = torch.arange(every.shape[1], device=lines.device)[:, None]
+        last = every.gather(1, (time * (every > 0)).cummax(1).values)
+        classes = (F.one_hot(lines % 12, 12) * (lines > 0)[..., None]).sum(2)
+        counts = torch.cat([torch.where(lines > 0, lines, self.middle), classes], -1).cumsum(1)
+        counts = before[:, None, V:-1] + F.pad(counts, (0, 0, 1, 0))
+        time = before[:, None, -1:] + time
+        return torch.cat([last, counts, time], -1)[:, ::self.pattern]
 
     def vectors(self, notes, past):
         """What the encoder makes of notes (..., P, V) after their past: z (..., C, D)."""
@@ -241,37 +245,41 @@ class VQVAE(nn.Module):
         """Upper bound on -log p of each window in nats: (B,)."""
         return sum(half.sum(1) for half in self.halves(frames, mask)[:2])
 
-    def write(self, notes, past, k=None, h=None, choose=lambda logits: logits.argmax(-1)):
-        """Go on after notes (B, N, P, V) and past (B, F): codes (B, C) and notes (B, N + 1, P, V).
+    def write(self, past, k=None, h=None, choose=lambda logits: logits.argmax(-1)):
+        """The pattern after past (B, F): codes (B, 1, C), notes (B, 1, P, V), the next past (B, F).
         Codes are k, or else the prior's when the LSTM says h (B, H). choose: logits -> symbols."""
-        new = past.new_zeros(len(past), self.pattern, self.voices)
+        notes = past.new_zeros(len(past), self.pattern, self.voices)
         codes = past.new_zeros(len(past), self.codes) if k is None else k
         for i in range(self.voices):
             c = i // self.share
             if k is None and i % self.share == 0:
-                codes[:, c] = choose(self.prior[c](h, new, past))
-            new[..., i] = choose(self.note_logits(i, self.quantizer.entries[codes], new, past))
-        return codes, torch.cat([notes, new[:, None]], 1)
+                codes[:, c] = choose(self.prior[c](h, notes, past))
+            notes[..., i] = choose(self.note_logits(i, self.quantizer.entries[codes], notes, past))
+        notes = notes[:, None]
+        return codes[:, None], notes, self.past(notes, past)[:, -1]
 
     @torch.no_grad()
+    def rebuild(self, frames, codes=None):
+        """frames (B, T, 88) -> their codes (B, N, C), or those given, and the likeliest roll, bool
+        (B, T, 88). A code is counted from the notes rebuilt so far, not from the real ones: so an
+        error does not shift all that follows."""
+        notes, past, *_ = self.read(frames)
+        past, rebuilt = past[:, 0], []
+        for n in range(notes.shape[1]):
+            k = self.quantizer(self.vectors(notes[:, n], past))[0] if codes is None else codes[:, n]
+            *pattern, past = self.write(past, k)
+            rebuilt.append(pattern)
+        codes, notes = (torch.cat(parts, 1) for parts in zip(*rebuilt))
+        return codes, data.from_voices(notes).flatten(1, 2)
+
     def encode(self, frames, mask=None):
-        """frames (B, T, 88) -> codes (B, N, C), counted from the notes that decode will make of
-        those before, not from the real ones: so an error does not shift all that follows."""
-        real, codes = self.read(frames)[0], []
-        notes = real[:, :0]
-        for pattern in real.unbind(1):
-            past = self.past(notes)[:, -1]
-            codes.append(self.quantizer(self.vectors(pattern, past))[0])
-            _, notes = self.write(notes, past, codes[-1])
-        return torch.stack(codes, 1)
+        """frames (B, T, 88) -> codes (B, N, C)."""
+        return self.rebuild(frames)[0]
 
-    @torch.no_grad()
     def decode(self, codes):
         """codes (B, N, C) -> the likeliest roll, bool (B, T, 88)."""
-        notes = codes.new_zeros(len(codes), 0, self.pattern, self.voices)
-        for k in codes.unbind(1):
-            _, notes = self.write(notes, self.past(notes)[:, -1], k)
-        return data.from_voices(notes).flatten(1, 2)
+        frames = self.start.new_zeros(len(codes), codes.shape[1] * self.pattern, data.KEYS)
+        return self.rebuild(frames, codes)[1]
 
     @data.sampling()
     def sample(self, n, length, generator=None, temperature=1.0, top_p=0.85, prime=None):
@@ -280,15 +288,17 @@ class VQVAE(nn.Module):
         self.eval()
         prime = torch.zeros(0, data.KEYS) if prime is None else torch.as_tensor(prime)
         prime = prime[len(prime) % self.pattern:].to(self.start.device).expand(n, -1, -1)
-        notes, _, _, k, _ = self.read(prime)
-        state, new = None, slice(None)  # which patterns the LSTM has yet to hear
+        notes, past, _, k, _ = self.read(prime)
+        heard, after, state, roll = (k, notes, past), self.past(notes)[:, -1], None, []
         for _ in data.progress(range(0, length, self.pattern), "sampling patterns"):
-            past = self.past(notes)
-            h, state = self.remember(k[:, new], notes[:, new], past[:, :-1][:, new], state)
-            codes, notes = self.write(notes, past[:, -1], None, h[:, -1], lambda logits: (
+            h, state = self.remember(*heard, state)
+            k, notes, later = self.write(after, None, h[:, -1], lambda logits: (
                 data.sample_symbols(logits, generator, temperature, top_p)))
-            k, new = torch.cat([k, codes[:, None]], 1), slice(-max(1, self.context), None)
-        return data.from_voices(notes).flatten(1, 2)[:, prime.shape[1]:][:, :length]
+            new = k, notes, after[:, None]  # all that the LSTM has yet to hear, but for a context
+            heard = [torch.cat(both, 1)[:, -max(1, self.context):] for both in zip(heard, new)]
+            after = later
+            roll.append(data.from_voices(notes).flatten(1, 2))
+        return torch.cat(roll, 1)[:, :length]
 
 
 @torch.no_grad()
@@ -299,7 +309,7 @@ def evaluate(model, pieces):
     windows, sums = data.Windows(pieces, model.window, model.start.device, hop=model.window), []
     for frames, mask in windows.chunks(64):
         prior, reconstruction, k = model.halves(frames, mask)
-        rebuilt = model.decode(model.encode(frames)) * mask[..., None]
+        rebuilt = model.rebuild(frames)[1] * mask[..., None]
         used = F.one_hot(k, len(model.quantizer.entries)) * mask[:, ::model.pattern, None, None]
         sums.append((prior.sum(), reconstruction.sum(), (2 * rebuilt * frames).sum(),
                      (rebuilt + frames).sum(), used.sum((0, 1, 2))))
