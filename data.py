@@ -171,8 +171,8 @@ def export_bach(folder=BACH, names=None):
         from music21 import converter, corpus
     except ImportError:
         raise InputError("the default corpus needs music21: install it, or give --data") from None
-    sources = sorted(path for path in corpus.getComposer("bach")
-                     if path.suffix in (".mxl", ".xml") and (names is None or path.stem in names))
+    sources = sorted(path for path in corpus.getComposer("bach") if path.parent.name == "bach"
+                     and path.suffix in (".mxl", ".xml") and (not names or path.stem in names))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as part:
         (part := Path(part, "midi")).mkdir()
@@ -251,14 +251,14 @@ def split_pieces(root, pieces):
     of = [piece.path.parts[0] for piece in pieces]  # the part of each
     note = f"{sum(map(of.count, {*of} - {*PARTS}))} files outside train/, valid/ and test/ left out"
     if not set(PARTS) <= set(of):
-        whole = [run_hashes(piece.roll.numpy(), len(piece.roll))[0] for piece in pieces]
-        pieces = [piece for i, piece in enumerate(pieces) if whole.index(whole[i]) == i]
+        first = {run_hashes(p.roll.numpy(), len(p.roll))[0]: p for p in reversed(pieces)}
+        repeats, pieces = len(pieces) - len(first), sorted(first.values(), key=lambda p: p.path)
         bach = r"bwv\d+(\.\d+)?|" * (root.resolve() == BACH.resolve())  # 248.23-s is of 248.23
         works = [re.match(bach + ".*", piece.path.stem)[0] for piece in pieces]
         of, count = split_works(works, [piece.roll.numpy() for piece in pieces])
         if count < 3:
             raise InputError(f"{root}: too few works to split; give 3, or train/, valid/, test/")
-        note = f"{count} works; {len(whole) - len(pieces)} exact repeats left out"
+        note = f"{count} works; {repeats} exact repeats left out"
     return {part: [p for p, its in zip(pieces, of) if its == part] for part in PARTS}, note
 
 

@@ -142,6 +142,13 @@ def test_default_corpus_is_pinned():
     assert not any(training & set(data.run_hashes(roll)) for roll in corpus.test)
 
 
+def test_only_bach_is_exported_wherever_music21_lies(tmp_path, monkeypatch):
+    other = tmp_path / "bach/.venv/music21/corpus/beethoven/opus132.mxl"
+    monkeypatch.setattr("music21.corpus.getComposer", lambda _: [other])  # any path with the word
+    data.export_bach(tmp_path / "midi")
+    assert not list((tmp_path / "midi").iterdir())
+
+
 def test_folders_are_the_split_and_links_are_followed(scores, tmp_path):
     files = sorted(scores.glob("*.mid"))
     for part, file in zip(("train", "valid", "elsewhere"), files):
