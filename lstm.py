@@ -79,9 +79,9 @@ class LSTM(nn.Module):
                 logits[:, v] = -torch.inf
                 logits[:, v, top] = 0
             voices = data.sample_symbols(logits, generator, temperature, top_p, skip_top, 16).mT
-            drawn = data.from_voices(voices)  # (n, 16, 88)
+            drawn = data.from_voices(voices)  # (n, 16, 88): the first legal one is taken
             legal = (data.to_voices(drawn, self.voices) == voices).all(-1)  # no two cross or double
-            roll.append(drawn[torch.arange(n), legal.int().argmax(-1)])  # the first legal draw
+            roll.append(drawn.take_along_dim(legal.int().argmax(-1)[:, None, None], 1)[:, 0])
             frames = roll[-1][:, None].float()
         return torch.stack(roll, 1)
 
