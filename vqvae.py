@@ -13,8 +13,8 @@ argmin has no gradient: z_c gets that of e_k_c, straight through. Then all this 
 learns the prior p(k_c | all before). To write, it chooses a code, the decoder its notes, and so on.
 -log p(k) - log p(x | k) bounds -log p(x) from above.
 
-    python vqvae.py --codebook 64                                                  # default run
-    python vqvae.py --codebook 64 --pattern 4 --codes 1 --window 256 --context 4   # the paper's
+    python vqvae.py --codebook 64                                      # default run
+    python vqvae.py --codebook 64 --pattern 4 --codes 1 --window 256   # the paper's patterns
 
 Differences from the paper, besides transposed windows: a code is for one voice and beat, as 6 bits
 cannot hold half a bar of four. It is counted from the last notes: what is learned at one pitch
@@ -123,11 +123,11 @@ class VQVAE(nn.Module):
     dim: D; prior_hidden: H; the others as the flags in main."""
 
     def __init__(self, voices=4, window=128, pattern=2, codebook=64, codes=4, dim=32, hidden=128,
-                 beta=0.25, prior_hidden=256, context=0, dropout=0.6, dropout_heads=0.2):
+                 beta=0.25, prior_hidden=256, dropout=0.6, dropout_heads=0.2):
         super().__init__()
         V, P, C, K, H = voices, pattern, codes, codebook, prior_hidden
         self.voices, self.window, self.pattern, self.codes, self.share = V, window, P, C, V // C
-        self.beta, self.context, self.dropout = beta, context, dropout
+        self.beta, self.dropout = beta, dropout
         self.order = [0, V - 1, *range(1, V - 1)][:V]  # of choice: outer voices first
         middle = torch.linspace(52, 33, V).round().long()[self.order]  # of ranges: C5 .. F3
         self.register_buffer("middle", middle, persistent=False)
@@ -209,20 +209,15 @@ class VQVAE(nn.Module):
 
     def remember(self, k, notes, past, state=None):
         """What the LSTM says after patterns' codes k (B, N, C), notes and past: (B, N, H), and its
-        state; without a state (B, N + 1, H), first after the start. With a context it hears so
-        many patterns for each, no more. Dropout has one mask per window."""
+        state; without a state (B, N + 1, H), first after the start. Dropout: a mask per window."""
         moves = interval(notes, past[..., None, :self.voices])
         columns = [notes, moves, interval(notes[..., 1:], notes[..., :-1])]
         beat = (past[..., -1:] + self.pattern) % METRE  # of the next pattern
         heard = self.listen(torch.cat([*(x.flatten(-2) for x in columns), k, beat], -1))
         if state is None:
-            heard = torch.cat([self.start.expand(len(heard), self.context or 1, -1), heard], 1)
-        if self.context:
-            heard = heard.unfold(1, self.context, 1).mT  # (B, N + 1, context, H)
-            h = self.lstm(heard.flatten(0, 1))[0][:, -1].unflatten(0, heard.shape[:2])
-        else:
-            heard = F.dropout1d(heard.mT, self.dropout * 2 / 3, self.training).mT
-            h, state = self.lstm(heard, state)
+            heard = torch.cat([self.start.expand(len(heard), 1, -1), heard], 1)
+        heard = F.dropout1d(heard.mT, self.dropout * 2 / 3, self.training).mT
+        h, state = self.lstm(heard, state)
         return F.dropout1d(h.mT, self.dropout, self.training).mT, state
 
     def halves(self, frames, mask):
@@ -294,9 +289,7 @@ class VQVAE(nn.Module):
             h, state = self.remember(*heard, state)
             k, notes, later = self.write(after, None, h[:, -1], lambda logits: (
                 data.sample_symbols(logits, generator, temperature, top_p)))
-            new = k, notes, after[:, None]  # all that the LSTM has yet to hear, but for a context
-            heard = [torch.cat(both, 1)[:, -max(1, self.context):] for both in zip(heard, new)]
-            after = later
+            heard, after = (k, notes, after[:, None]), later
             roll.append(data.from_voices(notes).flatten(1, 2))
         return torch.cat(roll, 1)[:, :length]
 
@@ -374,7 +367,6 @@ def main(argv=None):
     add("--hidden", type=data.positive_int, default=128, help="units of encoder and decoder")
     add("--beta", type=data.non_negative, default=0.25, help="weight of the commitment")
     add("--prior-hidden", type=data.positive_int, default=256, help="units of the prior")
-    add("--context", type=data.natural, default=0, help="patterns the LSTM reads; 0: all")
     add("--dropout", type=data.dropout, default=0.6, help="of what the prior's LSTM says")
     add("--dropout-heads", type=data.dropout, default=0.2, help="of the prior's other units")
     add("--weight-decay", type=data.non_negative, default=1.0, help="AdamW's decoupled decay")

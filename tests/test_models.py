@@ -56,7 +56,7 @@ def test_all_frames_together_have_probability_one(name, options, batch):
 
 @each("lstm voices=2", "attn_lstm window=7", "attn_lstm attention=off", "attn_lstm relations=off",
       "attn_lstm heads=parallel voices=1", "attn_lstm voices=8", "vae", "vae voices=2", "hvae",
-      "hvae voices=1", "vqvae", "vqvae context=2", "vqvae codes=2", "vqvae codes=1 pattern=4")
+      "hvae voices=1", "vqvae", "vqvae codes=2", "vqvae codes=1 pattern=4")
 @torch.no_grad()
 def test_sampling_draws_from_what_training_scores(name, options, batch, monkeypatch):
     """After a prime, with state carried past what attention sees: what was drawn has the roll's
@@ -112,7 +112,7 @@ def test_lstm_draws_the_distribution_of_real_frames():
 
 @each("lstm", "attn_lstm", "attn_lstm heads=parallel attention=off", "attn_lstm relations=off",
       "vae", "hvae", "vae features=0 feed=softmax drop=0", "hvae features=0 feed=softmax drop=0",
-      "vqvae", "vqvae context=2")
+      "vqvae")
 @torch.no_grad()
 def test_nothing_looks_ahead(name, options, batch):
     model, frames, mask = small(name, **options), batch[0][:2].clone(), torch.ones(2, 32)

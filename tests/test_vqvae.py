@@ -70,15 +70,13 @@ def test_dead_entries_restart_unless_told_not_to(batch, restart):
     assert (book.entries[3].abs() < 1e3).all() == (restart > 0)
 
 
-@pytest.mark.parametrize("context", [0, 2])
 @torch.no_grad()
-def test_the_prior_reads_codes_of_all_patterns_before_or_of_so_many(batch, context):
-    model, _ = watched(context=context)
+def test_the_prior_reads_codes_of_all_patterns_before(batch):
+    model, _ = watched()
     frames, mask = batch[0][:2], torch.ones(2, 32)
     before, _, k = model.halves(frames, mask)
     other = k.clone()
     other[:, 5] = (k[:, 5] + 1) % 16
     model.quantizer.forward = lambda _: (other, model.quantizer.entries[other])
     changed = (model.halves(frames, mask)[0] != before).any(0)
-    assert changed[5:8].all() and not changed[:5].any()
-    assert changed[8:].any() == (context == 0)
+    assert changed[5:].all() and not changed[:5].any()
