@@ -13,8 +13,8 @@ argmin has no gradient: z_c gets that of e_k_c, straight through. Then all this 
 learns the prior p(k_c | all before). To write, it chooses a code, the decoder its notes, and so on.
 -log p(k) - log p(x | k) bounds -log p(x) from above.
 
-    python vqvae.py --codebook 64                                      # default run
-    python vqvae.py --codebook 64 --pattern 4 --codes 1 --window 256   # the paper's patterns
+    python vqvae.py                                     # default run
+    python vqvae.py --pattern 4 --codes 1 --window 256  # the paper's patterns: half a bar, one code
 
 Differences from the paper, besides transposed windows: a code is for one voice and beat, as 6 bits
 cannot hold half a bar of four. It is counted from the last notes: what is learned at one pitch
@@ -147,17 +147,16 @@ class VQVAE(nn.Module):
         """What came before each of N patterns and the next: notes (B, N, P, V), which go on from
         before (B, F) -> (B, N + 1, F): each voice's last note (V), the sum of its notes, rests
         being the middle (V), how often each pitch class has sounded (12), the number of frames."""
+        V, lines = self.voices, notes.flatten(1, 2)  # (B, T, V)
         if before is None:
-            before = F.pad(self.middle, (0, self.voices + 13)).expand(len(notes), -1)
-        lines, V = notes.flatten(1, 2), self.voices  # (B, T, V)
-        every = torch.cat([before[:, None, :V], lines], 1)
-        time = torch.arange(every.shape[1], device=lines.device)[:, None]
-        last = every.gather(1, (time * (every > 0)).cummax(1).values)
+            before = F.pad(self.middle, (0, V + 13)).expand(len(notes), -1)
+        last = torch.cat([before[:, None, :V], lines], 1)
+        time = torch.arange(last.shape[1], device=last.device)[:, None]
+        last = last.gather(1, (time * (last > 0)).cummax(1).values)
         classes = (F.one_hot(lines % 12, 12) * (lines > 0)[..., None]).sum(2)
-        counts = torch.cat([torch.where(lines > 0, lines, self.middle), classes], -1).cumsum(1)
-        counts = before[:, None, V:-1] + F.pad(counts, (0, 0, 1, 0))
-        time = before[:, None, -1:] + time
-        return torch.cat([last, counts, time], -1)[:, ::self.pattern]
+        frame = [torch.where(lines > 0, lines, self.middle), classes, lines[..., :1] * 0 + 1]
+        counts = torch.cat([before[:, None, V:], torch.cat(frame, -1)], 1).cumsum(1)
+        return torch.cat([last, counts], -1)[:, ::self.pattern]
 
     def vectors(self, notes, past):
         """What the encoder makes of notes (..., P, V) after their past: z (..., C, D)."""
@@ -240,18 +239,18 @@ class VQVAE(nn.Module):
         """Upper bound on -log p of each window in nats: (B,)."""
         return sum(half.sum(1) for half in self.halves(frames, mask)[:2])
 
-    def write(self, past, k=None, h=None, choose=lambda logits: logits.argmax(-1)):
+    def write(self, past, k=None, h=None, **draw):
         """The pattern after past (B, F): codes (B, 1, C), notes (B, 1, P, V), the next past (B, F).
-        Codes are k, or else the prior's when the LSTM says h (B, H). choose: logits -> symbols."""
+        Codes are k, or else drawn from the prior when the LSTM says h (B, H)."""
         notes = past.new_zeros(len(past), self.pattern, self.voices)
         codes = past.new_zeros(len(past), self.codes) if k is None else k
         for i in range(self.voices):
             c = i // self.share
             if k is None and i % self.share == 0:
-                codes[:, c] = choose(self.prior[c](h, notes, past))
-            notes[..., i] = choose(self.note_logits(i, self.quantizer.entries[codes], notes, past))
-        notes = notes[:, None]
-        return codes[:, None], notes, self.past(notes, past)[:, -1]
+                codes[:, c] = data.sample_symbols(self.prior[c](h, notes, past), **draw)
+            logits = self.note_logits(i, self.quantizer.entries[codes], notes, past)
+            notes[..., i] = data.sample_symbols(logits, **draw)
+        return codes[:, None], notes[:, None], self.past(notes[:, None], past)[:, -1]
 
     @torch.no_grad()
     def rebuild(self, frames, codes=None):
@@ -262,7 +261,7 @@ class VQVAE(nn.Module):
         past, rebuilt = past[:, 0], []
         for n in range(notes.shape[1]):
             k = self.quantizer(self.vectors(notes[:, n], past))[0] if codes is None else codes[:, n]
-            *pattern, past = self.write(past, k)
+            *pattern, past = self.write(past, k, temperature=0)
             rebuilt.append(pattern)
         codes, notes = (torch.cat(parts, 1) for parts in zip(*rebuilt))
         return codes, data.from_voices(notes).flatten(1, 2)
@@ -284,12 +283,12 @@ class VQVAE(nn.Module):
         prime = torch.zeros(0, data.KEYS) if prime is None else torch.as_tensor(prime)
         prime = prime[len(prime) % self.pattern:].to(self.start.device).expand(n, -1, -1)
         notes, past, _, k, _ = self.read(prime)
-        heard, after, state, roll = (k, notes, past), self.past(notes)[:, -1], None, []
+        after, state, roll = self.past(notes)[:, -1], None, []
         for _ in data.progress(range(0, length, self.pattern), "sampling patterns"):
-            h, state = self.remember(*heard, state)
-            k, notes, later = self.write(after, None, h[:, -1], lambda logits: (
-                data.sample_symbols(logits, generator, temperature, top_p)))
-            heard, after = (k, notes, after[:, None]), later
+            h, state = self.remember(k, notes, past, state)
+            past = after[:, None]
+            k, notes, after = self.write(after, None, h[:, -1], generator=generator,
+                                         temperature=temperature, top_p=top_p)
             roll.append(data.from_voices(notes).flatten(1, 2))
         return torch.cat(roll, 1)[:, :length]
 
