@@ -26,6 +26,7 @@ Differences from the paper (--relations off leaves out the second to fifth, --wi
   and the frames that attention sees vote for their notes and motions.
 - Parallels: notes that move in parallel with a chosen voice are scored. A parallel fifth is two
   intervals and a motion at once, a product that the network cannot see.
+- Windows know the frame before them: pieces begin as Bach's do. Ever fewer are transposed.
 - Dropout has one mask per window and spares the last frame in the heads. Weights are averaged.
 - AdamW decouples the decay: as an L2 in Adam (--optimizer adam) 0.06 lets nothing be learnt.
 - The paper's loss sums over a multi-hot target, which is no likelihood.
@@ -222,10 +223,11 @@ class AttnLSTM(nn.Module):
             logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)
         return logits
 
-    def frame_nll(self, frames, mask):
-        """-log p of each frame given those before it: (B, T) nats, 0 where masked."""
+    def frame_nll(self, frames, mask, before=None):
+        """-log p (B, T) in nats, 0 if masked, of frames after one before (B, 1, 88), or silence."""
         voices = data.to_voices(frames, self.voices)  # (B, T, V)
-        known, _ = self.read(F.pad(voices[:, :-1], (0, 0, 1, 0)))
+        first = 0 * voices[:, :1] if before is None else data.to_voices(before, self.voices)
+        known, _ = self.read(torch.cat([first, voices[:, :-1]], 1))
         return mask * sum(F.cross_entropy(self.voice_logits(i, known, voices).mT, voices[..., v],
                                           reduction="none") for i, v in enumerate(self.order))
 
@@ -233,19 +235,18 @@ class AttnLSTM(nn.Module):
         """-log p of each window in nats, first frame included: (B,)."""
         return self.frame_nll(frames, mask).sum(1)
 
-    def forward(self, frames, mask):
+    def forward(self, frames, mask, before=None):
         """frames (B, T, 88), mask (B, T) -> loss in nats per frame, and its parts for the log."""
-        loss = self.nll(frames, mask).sum() / mask.sum()
+        loss = self.frame_nll(frames, mask, before).sum() / mask.sum()
         return loss, {"nll": loss.detach()}
 
     @data.sampling()
     def sample(self, n, length, generator=None, temperature=1.0, top_p=0.8, prime=None,
                melody=None):
         """n new pieces as bool (n, length, 88), frame by frame; with prime, bool (T, 88), what
-        follows it. temperature, top_p: see data.sample_symbols. A voice first chooses whether to
-        hold its note, from a nucleus of at least 95 %, then which other to take: one smaller
-        nucleus would hold too often. melody: bool (T, 88), whose top line voice 0 has; the others
-        stay below, and where it rests all stay below its last note."""
+        follows it. A voice first chooses whether to hold its note, from a nucleus of at least 95 %,
+        then which other to take: one smaller nucleus would hold too often. melody: bool (T, 88),
+        whose top line voice 0 has; others stay below, all below its last note where it rests."""
         self.eval()
         device, rest = self.scale.device, torch.zeros(0, data.KEYS)
         prime, tune = (data.to_voices(torch.as_tensor(rest if roll is None else roll), V)
@@ -293,14 +294,17 @@ def train(args):
     model, average = copy.deepcopy(average).to(args.device), average.to(args.device)
     kind = torch.optim.AdamW if args.optimizer == "adamw" else torch.optim.Adam
     optimizer = kind(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    windows = data.Windows(corpus.train, args.window, args.device)
+    # One frame more: that before the window, read but not scored; silence where a piece begins.
+    pieces = [F.pad(torch.as_tensor(piece), (0, 0, 1, 0)) for piece in corpus.train]
+    windows = data.Windows(pieces, args.window + 1, args.device)
     run = data.Run("attn_lstm", args, average, corpus, trained=model, optimizer=optimizer)
 
     for step in run.steps(args.steps):
-        frames, mask = windows.sample(args.batch, args.transpose)
+        frames, mask = windows.sample(args.batch, 2 * args.transpose * (1 - step / args.steps))
+        before, frames, mask = frames[:, :1], frames[:, 1:], mask[:, 1:]
         for group in optimizer.param_groups:
             group["lr"] = args.lr * data.warmup_cosine(step, args.steps)
-        loss, parts = model(frames, mask)
+        loss, parts = model(frames, mask, before)
         optimizer.zero_grad()
         loss.backward()
         run.average_gradients(model, mask)
@@ -321,7 +325,7 @@ def train(args):
 
 def main(argv=None):
     parser = data.Parser(__doc__, "attn_lstm", log="nats per frame; after first: from the 2nd on")
-    parser.set_defaults(transpose=0.3333)  # most music lies where Bach's does
+    parser.set_defaults(transpose=0.3333)  # on average: at last all music lies where Bach's does
     add = parser.add_argument
     add("--window", type=data.positive_int, default=96, help="frames trained on, attention sees")
     add("--steps", type=data.positive_int, default=400, help="training steps")

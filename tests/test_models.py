@@ -110,6 +110,16 @@ def test_lstm_draws_the_distribution_of_real_frames():
     assert torch.allclose(have, want, atol=0.015)
 
 
+@torch.no_grad()
+def test_attn_lstm_reads_the_frame_before_a_window_and_does_not_score_it(batch):
+    model, frames, mask = small("attn_lstm"), batch[0][:2], torch.ones(2, 32)
+    silent = model.frame_nll(frames, mask, torch.zeros(2, 1, 88))
+    assert torch.equal(silent, model.frame_nll(frames, mask))
+    later, real = frames[:, 1:], mask[:, 1:]
+    after, alone = model.frame_nll(later, real, frames[:, :1]), model.frame_nll(later, real)
+    assert after.shape == (2, 31) and not torch.isclose(after[:, 0], alone[:, 0]).any()
+
+
 @each("lstm", "attn_lstm", "attn_lstm heads=parallel attention=off", "attn_lstm relations=off",
       "vae", "hvae", "vae features=0 feed=softmax drop=0", "hvae features=0 feed=softmax drop=0",
       "vqvae")
