@@ -12,13 +12,13 @@ The logits l_v (89) are sums of scores that are linear in u_v: see voice_logits.
 or doubles a chosen voice, or sounds where that rests, makes no frame (data.to_voices) and gets no
 probability: that of all frames is one, the likelihood exact.
 
-    python attn_lstm.py                                                         # default run
-    python attn_lstm.py --heads parallel --relations off --average 0 --weight-decay 0.06 \\
+    python attn_lstm.py                                                           # default run
+    python attn_lstm.py --heads parallel --without relations --average 0 --weight-decay 0.06 \\
         --lr 1e-3 --batch 32 --dropout-input 0 --dropout 0.2 --dropout-heads 0.5 --steps 3334
-    # the paper's enhanced one, 100 epochs; its baseline: also --optimizer adam --attention off
-    # --window 16 --hidden 16 --batch 16 --weight-decay 0.001 --steps 16094
+    # the paper's enhanced one, 100 epochs; its baseline: also --without relations attention
+    # --optimizer adam --window 16 --hidden 16 --batch 16 --weight-decay 0.001 --steps 16094
 
-Differences from the paper (--relations off leaves out the second to fifth, --without one of them):
+Differences from the paper (--without NAME leaves one out, relations the three after them as well):
 - Heads are chained: independent voices choose no chord. --heads parallel is the paper's.
 - Relations: frames are read, and notes scored, by intervals too, which are the same in all keys.
 - Tonality: what has sounded so far tells the key, and notes are scored by their degree in it.
@@ -43,8 +43,7 @@ import data
 SPAN = 24  # intervals are told apart up to two octaves
 HELD = 16  # frames a note is held are counted up to this, and the frame's number modulo this
 NEAR, REACH = 8, 256  # memory looks for passages so many frames back
-LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24)  # passages are told apart by these bounds of their length
-PHRASE = 8  # a passage of so many frames that has stood twice before is known as a repetition
+LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24, 48)  # passages are told apart by these bounds of their length
 SCALE = (1.0, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, 1)  # a key's degrees, at first those of major
 FADE = 0.98  # what is left after a frame of how often a pitch class has sounded
 PAIR = [2 * SPAN + 1, 12]  # scores of intervals from a chosen voice, of parallels with it
@@ -105,25 +104,23 @@ def recall(past, T):
     best = back[(length * REACH - back).argmax(-1)]  # (B, T): the longest, then the latest
     after = (now[-T:] - best + 1).clamp(min=0)
     follows = past.gather(1, after[..., None].expand_as(past[:, -T:]))
-    again, length = (length >= PHRASE).sum(-1) > 1, length.amax(-1)
-    kind = 1 + sum(length >= bound for bound in LENGTHS) + (len(LENGTHS) + 1) * again
+    twice, length = (length >= back).any(-1), length.amax(-1)  # just stated twice in a row?
+    kind = 1 + sum(length >= bound for bound in LENGTHS) + (len(LENGTHS) + 1) * twice
     return follows, kind * (length > 0)
 
 
 class AttnLSTM(nn.Module):
     """LSTM, attention, memory, a head per voice; the arguments are the flags in main."""
 
-    def __init__(self, voices=4, window=96, hidden=256, heads="chained", attention="on",
-                 relations="on", without=(), attention_heads=4, dropout_input=0.2, dropout=0.5,
-                 dropout_heads=0.2):
+    def __init__(self, voices=4, window=96, hidden=256, heads="chained", without=(),
+                 attention_heads=4, dropout_input=0.2, dropout=0.5, dropout_heads=0.2):
         super().__init__()
         V, H, N = voices, hidden, attention_heads
         if H % N:
             raise data.InputError(f"--attention-heads {N} does not divide --hidden")
-        self.voices, self.window = V, window
-        self.chained, self.attention = heads == "chained", attention == "on"
-        parts = {"relations", "memory", "parallels", "tonality"} - {*without}
-        self.has = has = parts if relations == "on" else set()
+        self.voices, self.window, self.chained = V, window, heads == "chained"
+        parts = {"attention", "relations", "memory", "parallels", "tonality"} - {*without}
+        self.has = has = parts if "relations" in parts else parts & {"attention"}
         self.order = [0, V - 1, *range(1, V - 1)][:V]  # outer voices first: they decide the others
         self.register_buffer("turn", torch.tensor(self.order), persistent=False)
         self.dropouts = dropout_input, dropout, dropout_heads
@@ -136,11 +133,11 @@ class AttnLSTM(nn.Module):
         self.lstm2 = nn.LSTM(H, H, batch_first=True)
         if "relations" not in has:
             nn.init.normal_(self.lstm1.weight_ih_l0)  # four of 88 are on; PyTorch expects all
-        if self.attention:  # one more key, of zeros, lets it look at nothing
+        if "attention" in self.has:  # one more key, of zeros, lets it look at nothing
             self.attend = nn.MultiheadAttention(H, N, batch_first=True, add_zero_attn=True)
         # What heads read: context, last frame, key, each chosen voice's pitch, motion, interval.
         self.pitch, self.interval = nn.Embedding(data.SYMBOLS, 32), nn.Embedding(2 * data.KEYS, 32)
-        context = H + self.attention * H + ("relations" in has) * 32 * (V - 1) + key
+        context = H + ("attention" in has) * H + ("relations" in has) * 32 * (V - 1) + key
         chosen = range(V) if self.chained else [0] * V
         self.hidden = nn.ModuleList(nn.Linear(context + 96 * n, H) for n in chosen)
         # What they say: scores of symbols, intervals from the last note, degrees, memory by kind of
@@ -166,7 +163,7 @@ class AttnLSTM(nn.Module):
         h, lstm1 = self.lstm1(self.locked(torch.cat(x, -1), 0), lstm1)
         h, lstm2 = self.lstm2(self.locked(h, 1), lstm2)
         outputs = h if outputs is None else torch.cat([outputs, h], 1)  # (B, S', H)
-        if self.attention:
+        if "attention" in self.has:
             place = torch.arange(outputs.shape[1], device=h.device)
             ago = place[-T:, None] - place[:-1]  # (T, S' - 1)
             found, weights = self.attend(h, outputs[:, :-1], outputs[:, 1:],
@@ -202,7 +199,7 @@ class AttnLSTM(nn.Module):
             vote = F.pad(memory, (1, 0)).gather(-1, known["match"][..., None])
             vote = vote * (now == known["next"][..., chosen]).all(-1, keepdim=True)
             logits = logits.scatter_add(-1, known["next"][..., v, None], vote)
-            if self.attention:  # so has each frame that attention sees, for its note and motion
+            if "attention" in self.has:  # so has each frame it sees, for note and motion
                 note, move = (look.unflatten(-1, (2, -1)) @ known["weights"]).unbind(-2)
                 notes, steps = (known[name][..., v].expand_as(note) for name in ("notes", "steps"))
                 logits = logits.scatter_add(-1, notes, note)  # of each frame: (B, T, S' - 1)
@@ -300,7 +297,7 @@ def train(args):
     run = data.Run("attn_lstm", args, average, corpus, trained=model, optimizer=optimizer)
 
     for step in run.steps(args.steps):
-        frames, mask = windows.sample(args.batch, 2 * args.transpose * (1 - step / args.steps))
+        frames, mask = windows.sample(args.batch, args.transpose * (1 - step / args.steps))
         before, frames, mask = frames[:, :1], frames[:, 1:], mask[:, 1:]
         for group in optimizer.param_groups:
             group["lr"] = args.lr * data.warmup_cosine(step, args.steps)
@@ -325,7 +322,7 @@ def train(args):
 
 def main(argv=None):
     parser = data.Parser(__doc__, "attn_lstm", log="nats per frame; after first: from the 2nd on")
-    parser.set_defaults(transpose=0.3333)  # on average: at last all music lies where Bach's does
+    parser.set_defaults(transpose=0.6667)  # at first; at last all music lies where Bach's does
     add = parser.add_argument
     add("--window", type=data.positive_int, default=96, help="frames trained on, attention sees")
     add("--steps", type=data.positive_int, default=400, help="training steps")
@@ -334,10 +331,8 @@ def main(argv=None):
     add("--eval-every", type=data.positive_int, default=50, help="steps between checkpoints")
     add("--hidden", type=data.positive_int, default=256, help="units of LSTM layers and heads")
     add("--heads", choices=["chained", "parallel"], default="chained", help="parallel: the paper's")
-    add("--attention", choices=["on", "off"], default="on", help="off is the paper's baseline")
-    add("--relations", choices=["on", "off"], default="on", help="off: keys alone, as in the paper")
-    add("--without", nargs="*", choices=["memory", "parallels", "tonality"], default=(),
-        help="leave out some of the relations")
+    add("--without", nargs="*", default=(), help="parts left out; relations: the last three too",
+        choices=["attention", "relations", "memory", "parallels", "tonality"])
     add("--attention-heads", type=data.positive_int, default=4, help="must divide --hidden")
     add("--dropout-input", type=data.dropout, default=0.2, help="share of the inputs dropped")
     add("--dropout", type=data.dropout, default=0.5, help="dropped of what LSTM layers say")

@@ -15,7 +15,8 @@ def each(*cases):
     def read(case):
         name, *flags = case.split()
         pairs = (flag.split("=") for flag in flags)
-        return name, {flag: int(value) if value.isdigit() else value for flag, value in pairs}
+        values = {flag: int(value) if value.isdigit() else value for flag, value in pairs}
+        return name, values | {flag: values[flag].split("+") for flag in {"without"} & {*values}}
     return pytest.mark.parametrize("name, options", [*map(read, cases)], ids=cases)
 
 
@@ -31,9 +32,9 @@ def frame_nll(model, frames, mask, z=None):
 
 
 @each("lstm voices=1", "lstm voices=2", "attn_lstm voices=1", "attn_lstm voices=2",
-      "attn_lstm voices=2 heads=parallel relations=off", "vae voices=2 window=12 segment=6",
-      "hvae voices=2 window=12 segment=6", "vqvae voices=2 codes=1 pattern=1 codebook=1",
-      "vqvae voices=2 codes=1 pattern=1 codebook=3")
+      "attn_lstm voices=2 heads=parallel without=relations",
+      "vae voices=2 window=12 segment=6", "hvae voices=2 window=12 segment=6",
+      "vqvae voices=2 codes=1 pattern=1 codebook=1", "vqvae voices=2 codes=1 pattern=1 codebook=3")
 @torch.no_grad()
 def test_all_frames_together_have_probability_one(name, options, batch):
     """Less, a bound, where voices may cross, or a frame's code is not its only one."""
@@ -54,9 +55,10 @@ def test_all_frames_together_have_probability_one(name, options, batch):
         assert total == pytest.approx(1, abs=1e-4)
 
 
-@each("lstm voices=2", "attn_lstm window=7", "attn_lstm attention=off", "attn_lstm relations=off",
-      "attn_lstm heads=parallel voices=1", "attn_lstm voices=8", "vae", "vae voices=2", "hvae",
-      "hvae voices=1", "vqvae", "vqvae codes=2", "vqvae codes=1 pattern=4")
+@each("lstm voices=2", "attn_lstm window=7", "attn_lstm without=attention",
+      "attn_lstm without=relations", "attn_lstm heads=parallel voices=1", "attn_lstm voices=8",
+      "vae", "vae voices=2", "hvae", "hvae voices=1", "vqvae", "vqvae codes=2",
+      "vqvae codes=1 pattern=4")
 @torch.no_grad()
 def test_sampling_draws_from_what_training_scores(name, options, batch, monkeypatch):
     """After a prime, with state carried past what attention sees: what was drawn has the roll's
@@ -120,9 +122,9 @@ def test_attn_lstm_reads_the_frame_before_a_window_and_does_not_score_it(batch):
     assert after.shape == (2, 31) and not torch.isclose(after[:, 0], alone[:, 0]).any()
 
 
-@each("lstm", "attn_lstm", "attn_lstm heads=parallel attention=off", "attn_lstm relations=off",
-      "vae", "hvae", "vae features=0 feed=softmax drop=0", "hvae features=0 feed=softmax drop=0",
-      "vqvae")
+@each("lstm", "attn_lstm", "attn_lstm heads=parallel without=attention",
+      "attn_lstm without=relations", "vae", "hvae", "vqvae",
+      "vae features=0 feed=softmax drop=0", "hvae features=0 feed=softmax drop=0")
 @torch.no_grad()
 def test_nothing_looks_ahead(name, options, batch):
     model, frames, mask = small(name, **options), batch[0][:2].clone(), torch.ones(2, 32)
@@ -221,10 +223,10 @@ def voices_nll(model, *voices):
 
 def with_and_without(part, music, voices):
     """attn_lstm.py trained on batches of music(), with this part as its only help, and without."""
-    parts = {"memory", "tonality", "parallels"}
+    parts = {"attention", "memory", "tonality", "parallels"}
     for without in (parts - {part}, parts):
         torch.manual_seed(0)
-        model = small("attn_lstm", hidden=32, voices=voices, attention="off", without=without,
+        model = small("attn_lstm", hidden=32, voices=voices, without=without,
                       dropout_input=0, dropout=0, dropout_heads=0).train()
         fit(lambda: voices_nll(model, music()).mean(), model, 40, 1e-2)
         yield model.eval().requires_grad_(False)
@@ -246,6 +248,14 @@ def test_a_passage_that_returns_raises_the_probability_of_what_followed_it():
         likely, unlikely = (voices_nll(memory, *past, now, b, what)[:, -1]
                             for what in (follows, not_that))
         assert (likely < unlikely - 4).all()
+
+
+def test_memory_knows_that_a_passage_was_just_stated_twice_in_a_row():
+    a, b = torch.arange(20, 34).view(1, -1, 1).split([12, 2], 1)
+    for past, known in ((torch.cat([a, a, b], 1), [23]), (torch.cat([a, b, a], 1), [])):
+        kind = MODULES["attn_lstm"].recall(past, 26)[1]
+        twice = kind > len(MODULES["attn_lstm"].LENGTHS) + 1
+        assert twice[0].nonzero().flatten().tolist() == known
 
 
 def test_the_key_is_found_from_what_has_sounded():

@@ -75,7 +75,7 @@ def test_a_file_and_data_py_alone_train(name, brief, tmp_path, monkeypatch):
 
 
 PAPER = {"lstm": "--lr 1e-3 --weight-decay 0 --voices 1", "vae": "--paper --voices 1 --segment 8",
-         "attn_lstm": "--heads parallel --relations off --average 0 --attention off",
+         "attn_lstm": "--heads parallel --average 0 --without relations attention",
          "hvae": "--paper --voices 1 --segment 8", "vqvae": "--codes 1 --pattern 4",
          "wgan": "--gp 0 --clip 0.01 --critic-lr 0.1"}
 
