@@ -42,8 +42,8 @@ import data
 
 SPAN = 24  # intervals are told apart up to two octaves
 HELD = 16  # frames a note is held are counted up to this, and the frame's number modulo this
-NEAR, REACH = 8, 256  # memory looks for passages so many frames back
-LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24, 48)  # passages are told apart by these bounds of their length
+NEAR, REACH, LONGEST = 8, 256, 48  # memory looks so many frames back, for passages so long
+LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24)  # passages are told apart by these bounds of their length
 SCALE = (1.0, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, 1)  # a key's degrees, at first those of major
 FADE = 0.98  # what is left after a frame of how often a pitch class has sounded
 PAIR = [2 * SPAN + 1, 12]  # scores of intervals from a chosen voice, of parallels with it
@@ -96,15 +96,16 @@ def recall(past, T):
     latest of several, for each of the last T frames of past (B, S, V): the frame that followed it
     (B, T, V), and the kind of match (B, T), 0 where there is none."""
     code = (past * data.SYMBOLS ** torch.arange(past.shape[2], device=past.device)).sum(-1)
-    now = torch.arange(past.shape[1], device=past.device)[-(T + LENGTHS[-1] - 1):]
+    now = torch.arange(past.shape[1], device=past.device)[-(T + LONGEST - 1):]
     back = torch.arange(NEAR, REACH + 1, device=past.device)
     then = now[:, None] - back  # (., R): R frames, with which each of the last is compared
     same = (code[:, then.clamp(min=0)] == code[:, now, None]) & (then >= 0)
-    length = runs(same)[:, -T:].clamp(max=LENGTHS[-1])  # (B, T, R), in frames
+    length = runs(same)[:, -T:].clamp(max=LONGEST)  # (B, T, R), in frames
     best = back[(length * REACH - back).argmax(-1)]  # (B, T): the longest, then the latest
-    after = (now[-T:] - best + 1).clamp(min=0)
-    follows = past.gather(1, after[..., None].expand_as(past[:, -T:]))
-    twice, length = (length >= back).any(-1), length.amax(-1)  # just stated twice in a row?
+    after = (now[-T:] - best + 1).clamp(min=0)[..., None]
+    follows = past.gather(1, after.expand_as(past[:, -T:]))
+    length = length.amax(-1)
+    twice = length >= best  # the passage was just stated twice in a row: time for another
     kind = 1 + sum(length >= bound for bound in LENGTHS) + (len(LENGTHS) + 1) * twice
     return follows, kind * (length > 0)
 
@@ -313,7 +314,6 @@ def train(args):
         run.add(parts, mask)
         if step % args.eval_every == 0 or step == args.steps:
             valid = evaluate(average, corpus.valid)
-            # The last weights write better music than those of the lowest validation nll.
             run.log(args.steps, valid, best=valid["nll"] if args.keep == "best" else -float(step))
 
     run.load_best()
@@ -341,7 +341,7 @@ def main(argv=None):
     add("--weight-decay", type=data.non_negative, default=1.0, help="of the optimizer")
     add("--average", type=data.decay, default=0.99, help="share of the averaged weights kept")
     add("--clip", type=data.positive, default=1.0, help="largest norm of the gradient")
-    add("--keep", choices=["last", "best"], default="last", help="weights: best by validation nll")
+    add("--keep", choices=["last", "best"], default="last", help="last write better music")
     train(parser.parse(argv))
 
 
