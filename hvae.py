@@ -273,7 +273,7 @@ def train(args):
     run = data.Run("hvae", args, average, corpus, trained=model, optimizer=optimizer)
 
     for step in run.steps(args.steps):
-        frames, mask = windows.sample(args.batch, args.transpose)
+        frames, mask = windows.sample(args.batch, args.transpose * (1 - step / args.steps))
         for group in optimizer.param_groups:
             group["lr"] = args.lr * data.warmup_cosine(step, args.steps)
         model.beta = args.beta * min(1, step / max(1, args.anneal))
@@ -298,7 +298,7 @@ def train(args):
 
 def main(argv=None):
     parser = data.Parser(__doc__, "hvae", log="nll: bound per frame; kl: per window; f1: from z")
-    parser.set_defaults(transpose=0.3333)  # most music lies where Bach's does
+    parser.set_defaults(transpose=0.6667)  # at first; at last all music lies where Bach's does
     add = parser.add_argument
     add("--window", type=data.positive_int, default=64, help="frames of a window, N")
     add("--steps", type=data.positive_int, default=2400, help="training steps")
@@ -316,7 +316,7 @@ def main(argv=None):
     add("--beta", type=data.non_negative, default=0.9, help="weight of the KL; less: z holds more")
     add("--anneal", type=data.natural, default=2200, help="steps over which beta rises from 0")
     add("--rec-mean", action="store_true", help="average the reconstruction over notes")
-    add("--weight-decay", type=data.non_negative, default=0.3, help="AdamW's decoupled decay")
+    add("--weight-decay", type=data.non_negative, default=0.6, help="AdamW's decoupled decay")
     add("--average", type=data.decay, default=0.98, help="share of the averaged weights kept")
     add("--clip", type=data.positive, default=1.0, help="largest norm of the gradient")
     add("--paper", action="store_true", help="the paper's settings, where flags do not say others")

@@ -330,10 +330,10 @@ def train(args):
     steps = args.steps + args.prior_steps
     for step in run.steps(steps):
         coding = step <= args.steps  # then the codec stands still, and the prior learns its codes
-        done = (step, args.steps) if coding else (step - args.steps, args.prior_steps)
-        frames, mask = windows.sample(args.batch, args.transpose)
+        done, whole = (step, args.steps) if coding else (step - args.steps, args.prior_steps)
+        frames, mask = windows.sample(args.batch, args.transpose * (1 - done / whole))
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * data.warmup_cosine(*done)
+            group["lr"] = args.lr * data.warmup_cosine(done, whole)
         loss, parts = model(frames, mask) if coding else model.prior_loss(frames, mask)
         optimizer.zero_grad()
         loss.backward()
@@ -351,7 +351,7 @@ def train(args):
 
 def main(argv=None):
     parser = data.Parser(__doc__, "vqvae", log="nll: bound, prior + reconstruction; f1: rebuilt")
-    parser.set_defaults(transpose=0.3333)  # most music lies where Bach's does
+    parser.set_defaults(transpose=0.6667)  # at first; at last all music lies where Bach's does
     add = parser.add_argument
     add("--window", type=data.positive_int, default=128, help="frames of a training window")
     add("--steps", type=data.positive_int, default=600, help="training steps of the codec")
@@ -368,7 +368,7 @@ def main(argv=None):
     add("--prior-hidden", type=data.positive_int, default=256, help="units of the prior")
     add("--dropout", type=data.dropout, default=0.6, help="of what the prior's LSTM says")
     add("--dropout-heads", type=data.dropout, default=0.2, help="of the prior's other units")
-    add("--weight-decay", type=data.non_negative, default=1.0, help="AdamW's decoupled decay")
+    add("--weight-decay", type=data.non_negative, default=0.5, help="AdamW's decoupled decay")
     add("--clip", type=data.positive, default=1.0, help="largest norm of the gradient")
     train(parser.parse(argv))
 
