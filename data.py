@@ -371,7 +371,7 @@ class Parser(argparse.ArgumentParser):
             add("--time-step", type=note_value, help="of all pieces, as 1/16 (default: its own)")
             add("--voices", type=number(int, 1, KEYS), default=4, help="notes at once; 1: the top")
         if run:
-            add("--transpose", type=probability, default=1.0, help="share moved by -6..5 semitones")
+            add("--transpose", type=probability, default=1.0, help="share in other keys, at first")
             add("--out", default=f"runs/{run}", help="run folder")
             add("--seed", type=natural, default=0, help="of weights, batches and samples")
             add("--device", type=device_name, default="auto", help="cpu or cuda; auto: cuda if any")

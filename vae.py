@@ -314,7 +314,7 @@ def main(argv=None):
     add("--feed", choices=["teacher", "softmax"], default="teacher", help="true frames or its own")
     add("--drop", type=data.probability, default=0.3, help="share of windows told by z alone")
     add("--beta", type=data.non_negative, default=1.0, help="weight of the KL; less: z holds more")
-    add("--anneal", type=data.natural, default=1100, help="steps over which beta rises from 0")
+    add("--anneal", type=data.natural, default=1200, help="steps over which beta rises from 0")
     add("--rec-mean", action="store_true", help="average the reconstruction over notes")
     add("--weight-decay", type=data.non_negative, default=0.3, help="AdamW's decoupled decay")
     add("--average", type=data.decay, default=0.98, help="share of the averaged weights kept")

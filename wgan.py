@@ -293,7 +293,7 @@ def train(args):
 
     for step in run.steps(args.steps):
         for _ in range(args.n_critic):
-            frames, mask = windows.sample(args.batch, args.transpose)
+            frames, mask = windows.sample(args.batch, args.transpose * (1 - step / args.steps))
             played = model.play()
             loss, parts = model(frames, mask, played)
             critic_optimizer.zero_grad()
