@@ -108,7 +108,7 @@ class Encoder(nn.Module):
 class HVAE(nn.Module):
     """Encoder, conductor, the prior that reads it, lower LSTM, heads; flags as in main."""
 
-    def __init__(self, voices=4, window=64, segment=16, hidden=192, latent=256, drop=0.3, beta=0.9,
+    def __init__(self, voices=4, window=64, segment=16, hidden=192, latent=256, drop=0.3, beta=1.0,
                  features=64, dropout=0.4, dropout_heads=0.2, feed="teacher", rec_mean=False):
         super().__init__()
         U = window // segment if features else 1
@@ -313,10 +313,10 @@ def main(argv=None):
     add("--dropout-heads", type=data.dropout, default=0.2, help="in the heads")
     add("--feed", choices=["teacher", "softmax"], default="teacher", help="true frames or its own")
     add("--drop", type=data.probability, default=0.3, help="share of windows told by z alone")
-    add("--beta", type=data.non_negative, default=0.9, help="weight of the KL; less: z holds more")
+    add("--beta", type=data.non_negative, default=1.0, help="weight of the KL; less: z holds more")
     add("--anneal", type=data.natural, default=2200, help="steps over which beta rises from 0")
     add("--rec-mean", action="store_true", help="average the reconstruction over notes")
-    add("--weight-decay", type=data.non_negative, default=0.6, help="AdamW's decoupled decay")
+    add("--weight-decay", type=data.non_negative, default=0.45, help="AdamW's decoupled decay")
     add("--average", type=data.decay, default=0.98, help="share of the averaged weights kept")
     add("--clip", type=data.positive, default=1.0, help="largest norm of the gradient")
     add("--paper", action="store_true", help="the paper's settings, where flags do not say others")
