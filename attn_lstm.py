@@ -22,8 +22,8 @@ Differences from the paper (--without NAME leaves one out, relations the three a
 - Heads are chained: independent voices choose no chord. --heads parallel is the paper's.
 - Relations: frames are read, and notes scored, by intervals too, which are the same in all keys.
 - Tonality: what has sounded so far tells the key, and notes are scored by their degree in it.
-- Memory: the longest earlier passage that equals what was just played votes for what followed it,
-  and the frames that attention sees vote for their notes and motions.
+- Memory: the longest earlier passage that equals what was just played votes for what followed it
+  (less if it stood twice in a row); frames that attention sees vote for their notes and motions.
 - Parallels: notes that move in parallel with a chosen voice are scored. A parallel fifth is two
   intervals and a motion at once, a product that the network cannot see.
 - Windows know the frame before them: pieces begin as Bach's do. Ever fewer are transposed.
