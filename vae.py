@@ -273,7 +273,7 @@ def train(args):
     run = data.Run("vae", args, average, corpus, trained=model, optimizer=optimizer)
 
     for step in run.steps(args.steps):
-        frames, mask = windows.sample(args.batch, args.transpose * (1 - step / args.steps))
+        frames, mask = windows.sample(args.batch, args.transpose)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * data.warmup_cosine(step, args.steps)
         model.beta = args.beta * min(1, step / max(1, args.anneal))
@@ -298,7 +298,7 @@ def train(args):
 
 def main(argv=None):
     parser = data.Parser(__doc__, "vae", log="nll: bound per frame; kl: per window; f1: from z")
-    parser.set_defaults(transpose=0.6667)  # at first; at last all music lies where Bach's does
+    parser.set_defaults(transpose=0.3333)  # most music lies where Bach's does
     add = parser.add_argument
     add("--window", type=data.positive_int, default=32, help="frames of a window, N")
     add("--steps", type=data.positive_int, default=1700, help="training steps")
@@ -314,7 +314,7 @@ def main(argv=None):
     add("--feed", choices=["teacher", "softmax"], default="teacher", help="true frames or its own")
     add("--drop", type=data.probability, default=0.3, help="share of windows told by z alone")
     add("--beta", type=data.non_negative, default=1.0, help="weight of the KL; less: z holds more")
-    add("--anneal", type=data.natural, default=1200, help="steps over which beta rises from 0")
+    add("--anneal", type=data.natural, default=1100, help="steps over which beta rises from 0")
     add("--rec-mean", action="store_true", help="average the reconstruction over notes")
     add("--weight-decay", type=data.non_negative, default=0.3, help="AdamW's decoupled decay")
     add("--average", type=data.decay, default=0.98, help="share of the averaged weights kept")
