@@ -1,8 +1,7 @@
 """A hierarchical recurrent variational autoencoder (section 5.3 of the paper, after MusicVAE).
 
-As vae.py, but the decoder has two levels: a conductor LSTM reads the shares of z, one per segment,
-and gives an embedding of each; the lower LSTM starts afresh from it and writes S frames. So what
-reaches beyond them, but for the key, must go through z:
+As vae.py, but a conductor LSTM reads the shares of z, one per segment, and gives an embedding of
+each, from which a lower LSTM writes S frames afresh. Only z, and the key, reach beyond them:
 
     e_u = conductor(z_1, ..., z_u)                  (H)
     h_t = LSTM(x_t', e_u)                           x_t': segment u's frames before t, and one more
