@@ -46,6 +46,7 @@ NEAR, REACH, LONGEST = 8, 256, 48  # memory looks so many frames back, for passa
 LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24)  # passages are told apart by these bounds of their length
 SCALE = (1.0, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, 1)  # a key's degrees, at first those of major
 FADE = 0.98  # what is left after a frame of how often a pitch class has sounded
+EVEN = 0.005  # share of the probability that all symbols have alike: no leap is past belief
 PAIR = [2 * SPAN + 1, 12]  # scores of intervals from a chosen voice, of parallels with it
 
 
@@ -216,6 +217,7 @@ class AttnLSTM(nn.Module):
             moves = (now > 0) & (then > 0) & (own > 0) & (now != then)
             gain = parallel.gather(-1, ((then - own) % 12)[..., None])[..., 0]  # (B, T, n)
             logits = logits.scatter_add(-1, along, gain * moves)
+        logits = torch.log((1 - EVEN) * logits.softmax(-1) + EVEN / data.SYMBOLS)
         for u in self.order[:i] if self.chained or legal else []:  # below a rest all rest
             fits = ((symbols - voices[..., u, None]) * (u - v) > 0) & (voices[..., u, None] > 0)
             logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)

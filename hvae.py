@@ -107,7 +107,7 @@ class Encoder(nn.Module):
 class HVAE(nn.Module):
     """Encoder, conductor, the prior that reads it, lower LSTM, heads; flags as in main."""
 
-    def __init__(self, voices=4, window=64, segment=16, hidden=192, latent=256, drop=0.3, beta=1.0,
+    def __init__(self, voices=4, window=64, segment=16, hidden=192, latent=256, drop=0.5, beta=1.0,
                  features=64, dropout=0.4, dropout_heads=0.2, feed="teacher", rec_mean=False):
         super().__init__()
         U = window // segment if features else 1
@@ -276,6 +276,7 @@ def train(args):
         for group in optimizer.param_groups:
             group["lr"] = args.lr * data.warmup_cosine(step, args.steps)
         model.beta = args.beta * min(1, step / max(1, args.anneal))
+        model.drop = args.drop * (1 - step / args.steps)
         loss, parts = model(frames, mask)
         optimizer.zero_grad()
         loss.backward()
@@ -288,8 +289,7 @@ def train(args):
         run.add(parts, mask)
         if step % args.eval_every == 0 or step == args.steps:
             valid = evaluate(average, corpus.valid)
-            loss = args.beta * valid["nll"] + (1 - args.beta) * valid["reconstruction"]
-            run.log(args.steps, valid, best=loss)
+            run.log(args.steps, valid, best=valid["nll"])
 
     run.load_best()
     run.finish(evaluate(average, corpus.test))
@@ -311,7 +311,7 @@ def main(argv=None):
     add("--dropout", type=data.dropout, default=0.4, help="before the heads")
     add("--dropout-heads", type=data.dropout, default=0.2, help="in the heads")
     add("--feed", choices=["teacher", "softmax"], default="teacher", help="true frames or its own")
-    add("--drop", type=data.probability, default=0.3, help="share of windows told by z alone")
+    add("--drop", type=data.probability, default=0.5, help="windows told by z alone, at first")
     add("--beta", type=data.non_negative, default=1.0, help="weight of the KL; less: z holds more")
     add("--anneal", type=data.natural, default=2200, help="steps over which beta rises from 0")
     add("--rec-mean", action="store_true", help="average the reconstruction over notes")

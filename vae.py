@@ -9,15 +9,15 @@ An encoder reads the window both ways; a decoder writes frame after frame. With 
     p(z_u | x_<t, z_<u) = N(m(h_t), diag s(h_t)^2), t the first frame of u; N(0, I) for z_1
     -log p(x) <= E_q [sum_t -log p(x_t | x_<t, z) + sum_u KL(q(z_u | x) || p(z_u | x_<t, z_<u))]
 
-    python vae.py    # default run; less --beta: z says more; --latent 0 --drop 0: without z
+    python vae.py    # default run; --drop 1: z says more; --latent 0 --drop 0: without z
     python vae.py --paper --voices 1    # the paper's; --rec-mean: as its code had it
 
 Differences from the paper, whose z collapsed (KL 0):
 - Its code averaged the reconstruction over notes, so the KL weighed N times too much (--rec-mean).
 - Each share's prior knows what is written before it (Chung et al. 2015), so that z costs only what
   is new. --features 0: one share for all, as the paper's.
-- The decoder reads true frames, not its own softmax (--feed), but in --drop of the windows none, so
-  that z must say it all. The KL's weight rises (--anneal): z learns to speak, then to be brief.
+- The decoder reads true frames, not its own softmax (--feed), but in --drop of the windows, ever
+  fewer, z must tell it all. The KL's weight rises (--anneal): z learns to speak, then to be brief.
 - Voices are chosen in turn (Heads), frames read as intervals too, weights averaged. Else: lstm.py.
 """
 
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
 class VAE(nn.Module):
     """Encoder, a decoder of one LSTM, the prior that reads its state, heads; flags as in main."""
 
-    def __init__(self, voices=4, window=32, segment=4, hidden=256, latent=128, drop=0.3, beta=1.0,
+    def __init__(self, voices=4, window=32, segment=4, hidden=256, latent=128, drop=0.5, beta=1.0,
                  features=64, dropout=0.4, dropout_heads=0.2, feed="teacher", rec_mean=False):
         super().__init__()
         U = window // segment if features else 1
@@ -276,6 +276,7 @@ def train(args):
         for group in optimizer.param_groups:
             group["lr"] = args.lr * data.warmup_cosine(step, args.steps)
         model.beta = args.beta * min(1, step / max(1, args.anneal))
+        model.drop = args.drop * (1 - step / args.steps)
         loss, parts = model(frames, mask)
         optimizer.zero_grad()
         loss.backward()
@@ -288,8 +289,7 @@ def train(args):
         run.add(parts, mask)
         if step % args.eval_every == 0 or step == args.steps:
             valid = evaluate(average, corpus.valid)
-            loss = args.beta * valid["nll"] + (1 - args.beta) * valid["reconstruction"]
-            run.log(args.steps, valid, best=loss)
+            run.log(args.steps, valid, best=valid["nll"])
 
     run.load_best()
     run.finish(evaluate(average, corpus.test))
@@ -311,7 +311,7 @@ def main(argv=None):
     add("--dropout", type=data.dropout, default=0.4, help="before the heads")
     add("--dropout-heads", type=data.dropout, default=0.2, help="in the heads")
     add("--feed", choices=["teacher", "softmax"], default="teacher", help="true frames or its own")
-    add("--drop", type=data.probability, default=0.3, help="share of windows told by z alone")
+    add("--drop", type=data.probability, default=0.5, help="windows told by z alone, at first")
     add("--beta", type=data.non_negative, default=1.0, help="weight of the KL; less: z holds more")
     add("--anneal", type=data.natural, default=1100, help="steps over which beta rises from 0")
     add("--rec-mean", action="store_true", help="average the reconstruction over notes")
