@@ -166,8 +166,9 @@ def keep_below(notes, tune, tolerance):
 
 # ------------------------------------------------------------------------------------------- verbs
 def draw(model, held, args, length, time_step, events=None, **given):
-    """Sample as the flags say, and say how much that is: bool (n, length, 88). given: prime or
-    melody; events: of the piece, for its metre and tempo."""
+    """Sample as the flags say, and say how much that is: bool (n, length, 88). given: prime, or
+    melody, for which the best endings of eight times as many are kept; events: of the piece, for
+    its metre and tempo."""
     for name in (*args.options, *given):
         able(held, name, insist=True)
     now = {message.type: message for _, message in events or ()}
@@ -178,7 +179,11 @@ def draw(model, held, args, length, time_step, events=None, **given):
           f"{quarters * metre.denominator / 4 / metre.numerator:.4g} bars of {metre.numerator}/"
           f"{metre.denominator}, {quarters * 60 / bpm:.0f} seconds", flush=True)
     generator = torch.Generator(args.device).manual_seed(args.seed)
-    return model.sample(n, length, generator, **args.options, **given).cpu().numpy()
+    tune, options = given.get("melody"), args.options | given
+    if tune is None:
+        return model.sample(n, length, generator, **options).cpu().numpy()
+    rolls = model.sample(8 * n, length, generator, **options).cpu().numpy()
+    return sorted(rolls, key=lambda roll: closes(roll, tonic(tune)), reverse=True)[:n]
 
 
 def to_parts(roll, time_step, voices):
@@ -380,6 +385,15 @@ def tonic(roll):
     fits = [max(np.corrcoef(np.roll(profile, key), have)[0, 1] for profile in (MAJOR, MINOR))
             for key in range(12)]
     return int(np.nan_to_num(fits, nan=-1).argmax())
+
+
+def closes(roll, key):
+    """How well a piece (T, 88) ends, if key is its tonic: 1 on a triad in root position, 2 on the
+    tonic's, else 0."""
+    keys = np.flatnonzero(roll[roll.any(1)][-1])
+    chord = {*(keys - keys[0]) % 12}
+    triad = chord <= {0, 4, 7} or chord <= {0, 3, 7}
+    return triad * (1 + ((keys[0] + data.LOWEST) % 12 == key))
 
 
 def changes(rows):

@@ -72,6 +72,20 @@ def test_a_tune_comes_back_note_for_note_and_nothing_is_above_it(runs, tune, tmp
                            if other == last or other[0] < end and other[1] > start)
 
 
+def test_harmonies_that_close_best_are_kept(runs, corpus, tune, tmp_path, monkeypatch):
+    """Bach's last chords are triads in root position, most of them the tonic's."""
+    ends = [sample.closes(roll, sample.tonic(roll)) for roll in corpus.train]
+    assert min(ends) > 0 and 2 * ends.count(2) > len(ends)
+    kept, real = [], sample.closes
+    monkeypatch.setattr(sample, "closes", lambda *args: kept.append(real(*args)) or kept[-1])
+    call(runs / "lstm", "--melody", tune, "-n", 2, "--out", tmp_path, "--no-wav")
+    key, best = sample.tonic(data.midi_to_roll(tune)[0]), []
+    for i in (1, 2):
+        roll = data.midi_to_roll(tmp_path / f"melody-tune-seed0-{i:02}.mid")[0]
+        best.append(real(roll, key))
+    assert len(kept) == 16 and best == sorted(kept)[:-3:-1]
+
+
 @pytest.mark.parametrize("length, frames", [("2", 12), ("7frames", 7)])  # two bars of 3/4
 def test_a_beginning_goes_on_with_its_metre_and_a_marker(runs, scores, tmp_path, length, frames):
     file = scores / "bwv269.mid"
