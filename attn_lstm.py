@@ -8,9 +8,9 @@ tenor). y_t are the V symbols of frame t, o_t what a two-layer LSTM says after y
     u_v = ReLU(W_v [g_t, voices chosen before v])       (H)
     p(y_t | y_<t) = prod_v softmax(l_v)[y_tv]           loss: -log p(y_t | y_<t), nats per frame
 
-The logits l_v (89) are sums of scores that are linear in u_v: see voice_logits. A note that crosses
-or doubles a chosen voice, or sounds where that rests, makes no frame (data.to_voices) and gets no
-probability: that of all frames is one, the likelihood exact.
+The logits l_v (89) are sums of scores that are linear in u_v: see voice_logits. Once trained, all
+symbols share a hundredth of p. A note that crosses or doubles a chosen voice, or sounds where that
+rests, makes no frame (data.to_voices) and gets none: all frames have one, the likelihood is exact.
 
     python attn_lstm.py                                                           # default run
     python attn_lstm.py --heads parallel --without relations --average 0 --weight-decay 0.06 \\
@@ -24,12 +24,10 @@ Differences from the paper (--without NAME leaves one out, relations the three a
 - Tonality: what has sounded so far tells the key, and notes are scored by their degree in it.
 - Memory: the longest earlier passage that equals what was just played votes for what followed it
   (less if it stood twice in a row); frames that attention sees vote for their notes and motions.
-- Parallels: notes that move in parallel with a chosen voice are scored. A parallel fifth is two
-  intervals and a motion at once, a product that the network cannot see.
+- Parallels: notes that move in parallel with a chosen voice are scored: no sum of scores sees it.
 - Windows know the frame before them: pieces begin as Bach's do. Ever fewer are transposed.
 - Dropout has one mask per window and spares the last frame in the heads. Weights are averaged.
-- AdamW decouples the decay: as an L2 in Adam (--optimizer adam) 0.06 lets nothing be learnt.
-- The paper's loss sums over a multi-hot target, which is no likelihood.
+- AdamW: as an L2 in Adam, 0.06 lets nothing be learnt. A likelihood: its multi-hot loss is none.
 """
 
 import copy
@@ -46,7 +44,7 @@ NEAR, REACH, LONGEST = 8, 256, 48  # memory looks so many frames back, for passa
 LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24)  # passages are told apart by these bounds of their length
 SCALE = (1.0, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, 1)  # a key's degrees, at first those of major
 FADE = 0.98  # what is left after a frame of how often a pitch class has sounded
-EVEN = 0.005  # share of the probability that all symbols have alike: no leap is past belief
+EVEN = 0.01  # share of the probability that all symbols have alike: no leap is past belief
 PAIR = [2 * SPAN + 1, 12]  # scores of intervals from a chosen voice, of parallels with it
 
 
@@ -142,8 +140,8 @@ class AttnLSTM(nn.Module):
         context = H + ("attention" in has) * H + ("relations" in has) * 32 * (V - 1) + key
         chosen = range(V) if self.chained else [0] * V
         self.hidden = nn.ModuleList(nn.Linear(context + 96 * n, H) for n in chosen)
-        # What they say: scores of symbols, intervals from the last note, degrees, memory by kind of
-        # match, notes and motions that each attention head sees; and about each chosen voice.
+        # What they say: scores of symbols, intervals from the last note, degrees, kinds of match,
+        # notes and motions that each attention head sees; and about each chosen voice.
         self.sizes = [[data.SYMBOLS, 2 * SPAN + 1, 12, 2 * len(LENGTHS) + 2, 2 * N, sum(PAIR) * n]
                       for n in chosen]
         self.scores = nn.ModuleList(nn.Linear(H, sum(sizes)) for sizes in self.sizes)
@@ -217,7 +215,8 @@ class AttnLSTM(nn.Module):
             moves = (now > 0) & (then > 0) & (own > 0) & (now != then)
             gain = parallel.gather(-1, ((then - own) % 12)[..., None])[..., 0]  # (B, T, n)
             logits = logits.scatter_add(-1, along, gain * moves)
-        logits = torch.log((1 - EVEN) * logits.softmax(-1) + EVEN / data.SYMBOLS)
+        if not self.training:  # where a surprise counts in full
+            logits = torch.log((1 - EVEN) * logits.softmax(-1) + EVEN / data.SYMBOLS)
         for u in self.order[:i] if self.chained or legal else []:  # below a rest all rest
             fits = ((symbols - voices[..., u, None]) * (u - v) > 0) & (voices[..., u, None] > 0)
             logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)
@@ -243,10 +242,9 @@ class AttnLSTM(nn.Module):
     @data.sampling()
     def sample(self, n, length, generator=None, temperature=1.0, top_p=0.8, prime=None,
                melody=None):
-        """n new pieces as bool (n, length, 88), frame by frame; with prime, bool (T, 88), what
-        follows it. A voice first chooses whether to hold its note, from a nucleus of at least 95 %,
-        then which other to take: one smaller nucleus would hold too often. melody: bool (T, 88),
-        whose top line voice 0 has; others stay below, all below its last note where it rests."""
+        """n new pieces as bool (n, length, 88); with prime, bool (T, 88), what follows it. A voice
+        chooses first whether to hold, from 95 % at least: against each other note it would hold too
+        often. melody: bool (T, 88), voice 0's; others stay below it, or its last note at a rest."""
         self.eval()
         device, rest = self.scale.device, torch.zeros(0, data.KEYS)
         prime, tune = (data.to_voices(torch.as_tensor(rest if roll is None else roll), V)
@@ -340,7 +338,7 @@ def main(argv=None):
     add("--dropout", type=data.dropout, default=0.5, help="dropped of what LSTM layers say")
     add("--dropout-heads", type=data.dropout, default=0.2, help="dropped of the heads' units")
     add("--optimizer", choices=["adamw", "adam"], default="adamw", help="adam: the decay is an L2")
-    add("--weight-decay", type=data.non_negative, default=1.0, help="of the optimizer")
+    add("--weight-decay", type=data.non_negative, default=1.2, help="of the optimizer")
     add("--average", type=data.decay, default=0.99, help="share of the averaged weights kept")
     add("--clip", type=data.positive, default=1.0, help="largest norm of the gradient")
     add("--keep", choices=["last", "best"], default="last", help="last write better music")

@@ -13,11 +13,11 @@ An encoder reads the window both ways; a decoder writes frame after frame. With 
     python vae.py --paper --voices 1    # the paper's; --rec-mean: as its code had it
 
 Differences from the paper, whose z collapsed (KL 0):
-- Its code averaged the reconstruction over notes, so the KL weighed N times too much (--rec-mean).
+- Its code averaged the reconstruction over notes: the KL weighed N times too much (--rec-mean).
 - Each share's prior knows what is written before it (Chung et al. 2015), so that z costs only what
   is new. --features 0: one share for all, as the paper's.
-- The decoder reads true frames, not its own softmax (--feed), but in --drop of the windows, ever
-  fewer, z must tell it all. The KL's weight rises (--anneal): z learns to speak, then to be brief.
+- The decoder reads true frames, not its own softmax (--feed); in --drop of the windows, ever fewer,
+  z tells all, free of KL. The KL's weight rises (--anneal): z learns to speak, then to be brief.
 - Voices are chosen in turn (Heads), frames read as intervals too, weights averaged. Else: lstm.py.
 """
 

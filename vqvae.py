@@ -145,8 +145,8 @@ class VQVAE(nn.Module):
 
     def past(self, notes, before=None):
         """What came before each of N patterns and the next: notes (B, N, P, V), which go on from
-        before (B, F) -> (B, N + 1, F): each voice's last note (V), the sum of its notes, rests
-        being the middle (V), how often each pitch class has sounded (12), the number of frames."""
+        before (B, F) -> (B, N + 1, F), F = 2 V + 13: each voice's last note, the sum of its notes,
+        rests being the middle, how often each pitch class has sounded (12), how many frames."""
         V, lines = self.voices, notes.flatten(1, 2)  # (B, T, V)
         if before is None:
             before = F.pad(self.middle, (0, V + 13)).expand(len(notes), -1)
@@ -173,8 +173,8 @@ class VQVAE(nn.Module):
         return notes, past, z, *self.quantizer(z)
 
     def note_logits(self, i, entries, notes, past):
-        """Logits (..., P, 89) of voice i, given the codes' entries (..., C, D). What crosses or
-        doubles voices before in notes (..., P, V) has no probability: that of all frames is one."""
+        """Logits (..., P, 89) of the i-th voice in order, given entries (..., C, D). What crosses or
+        doubles those before it in notes (..., P, V) gets nothing: all frames together have one."""
         scores = self.decoder[i](entries[..., i // self.share, :], notes, past)
         symbols = torch.arange(data.SYMBOLS, device=past.device)
         steps = interval(symbols, past[..., i, None])[..., None, :]  # from i's last note

@@ -112,8 +112,8 @@ class Generator(nn.Module):
         x = [data.from_voices(frames), z.expand(-1, T, -1), place.expand(n, -1, -1)]
         x, state = self.lstm(torch.cat(x, -1), state.transpose(0, 1).contiguous().chunk(2))
         heard = torch.cat([heard, x], 1)  # (n, window + T, H)
-        hidden = x.new_ones(T, heard.shape[1]).tril(self.window).triu(1) == 0  # but each's last
-        found, _ = self.attend(x, heard, heard, attn_mask=hidden, need_weights=False)
+        unseen = x.new_ones(T, heard.shape[1]).tril(self.window).triu(1) == 0  # but the last ones
+        found, _ = self.attend(x, heard, heard, attn_mask=unseen, need_weights=False)
         sound = (F.one_hot(frames % 12, 12) * (frames > 0)[..., None]).sum(2)
         time = torch.arange(T + 1, device=z.device)
         fade = (0.98 ** (time[1:, None] - time)).tril(1)  # (T, 1 + T): what is left of counts
@@ -221,8 +221,8 @@ class WGAN(nn.Module):
         frames, later = self.generator.play(begun, self.window)
         for old, new in zip(pieces, later):
             old[mine] = new
-        _, p, _ = self.generator(frames[:, :-1], *begun[1:], voices=frames[:, 1:])  # all at once
-        return F.one_hot(frames, data.SYMBOLS) + F.pad(p - p.detach(), (0, 0, 0, 0, 1, 0))  # + 0
+        _, p, _ = self.generator(frames[:, :-1], *begun[1:], voices=frames[:, 1:])  # for gradients
+        return F.one_hot(frames, data.SYMBOLS) + F.pad(p - p.detach(), (0, 0, 0, 0, 1, 0))  # p's
 
     def forward(self, frames, mask, played):
         """The critic's loss on frames (batch, METRE + window, 88) and on those of play()."""
