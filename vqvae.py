@@ -173,7 +173,7 @@ class VQVAE(nn.Module):
         return notes, past, z, *self.quantizer(z)
 
     def note_logits(self, i, entries, notes, past):
-        """Logits (..., P, 89) of the i-th voice in order, given the entries. What crosses or doubles
+        """Logits (..., P, 89) of the i-th voice chosen, given the entries. What crosses or doubles
         those before it in notes (..., P, V) gets nothing: all frames together have one."""
         scores = self.decoder[i](entries[..., i // self.share, :], notes, past)
         symbols = torch.arange(data.SYMBOLS, device=past.device)
