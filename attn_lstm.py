@@ -9,8 +9,8 @@ tenor). y_t are the V symbols of frame t, o_t what a two-layer LSTM says after y
     p(y_t | y_<t) = prod_v softmax(l_v)[y_tv]           loss: -log p(y_t | y_<t), nats per frame
 
 The logits l_v (89) are sums of scores that are linear in u_v: see voice_logits. Once trained, all
-symbols share a hundredth of p. A note that crosses or doubles a chosen voice, or sounds where that
-rests, makes no frame (data.to_voices) and gets none: all frames have one, the likelihood is exact.
+symbols share half a per cent of p. What crosses or doubles a chosen voice, or sounds where that
+rests, is no frame (data.to_voices) and gets none: all frames have one, the likelihood is exact.
 
     python attn_lstm.py                                                           # default run
     python attn_lstm.py --heads parallel --without relations --average 0 --weight-decay 0.06 \\
@@ -44,7 +44,7 @@ NEAR, REACH, LONGEST = 8, 256, 48  # memory looks so many frames back, for passa
 LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24)  # passages are told apart by these bounds of their length
 SCALE = (1.0, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, 1)  # a key's degrees, at first those of major
 FADE = 0.98  # what is left after a frame of how often a pitch class has sounded
-EVEN = 0.01  # share of the probability that all symbols have alike: no leap is past belief
+CALM, EVEN = 1.1, 0.005  # a trained model's temperature; the share that all symbols have alike
 PAIR = [2 * SPAN + 1, 12]  # scores of intervals from a chosen voice, of parallels with it
 
 
@@ -215,8 +215,8 @@ class AttnLSTM(nn.Module):
             moves = (now > 0) & (then > 0) & (own > 0) & (now != then)
             gain = parallel.gather(-1, ((then - own) % 12)[..., None])[..., 0]  # (B, T, n)
             logits = logits.scatter_add(-1, along, gain * moves)
-        if not self.training:  # where a surprise counts in full
-            logits = torch.log((1 - EVEN) * logits.softmax(-1) + EVEN / data.SYMBOLS)
+        if not self.training:  # which makes it too sure of itself (Guo et al. 2017)
+            logits = torch.log((1 - EVEN) * (logits / CALM).softmax(-1) + EVEN / data.SYMBOLS)
         for u in self.order[:i] if self.chained or legal else []:  # below a rest all rest
             fits = ((symbols - voices[..., u, None]) * (u - v) > 0) & (voices[..., u, None] > 0)
             logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)
@@ -240,7 +240,7 @@ class AttnLSTM(nn.Module):
         return loss, {"nll": loss.detach()}
 
     @data.sampling()
-    def sample(self, n, length, generator=None, temperature=1.0, top_p=0.8, prime=None,
+    def sample(self, n, length, generator=None, temperature=0.85, top_p=0.8, prime=None,
                melody=None):
         """n new pieces as bool (n, length, 88); with prime, bool (T, 88), what follows it. A voice
         chooses first whether to hold, from 95 % at least: against each other note it would hold too
@@ -338,7 +338,7 @@ def main(argv=None):
     add("--dropout", type=data.dropout, default=0.5, help="dropped of what LSTM layers say")
     add("--dropout-heads", type=data.dropout, default=0.2, help="dropped of the heads' units")
     add("--optimizer", choices=["adamw", "adam"], default="adamw", help="adam: the decay is an L2")
-    add("--weight-decay", type=data.non_negative, default=1.2, help="of the optimizer")
+    add("--weight-decay", type=data.non_negative, default=1.0, help="of the optimizer")
     add("--average", type=data.decay, default=0.99, help="share of the averaged weights kept")
     add("--clip", type=data.positive, default=1.0, help="largest norm of the gradient")
     add("--keep", choices=["last", "best"], default="last", help="last write better music")

@@ -79,7 +79,8 @@ def test_sampling_draws_from_what_training_scores(name, options, batch, monkeypa
         return symbols
     monkeypatch.setattr(data, "sample_symbols", spy)
     past = data.from_voices(data.to_voices(batch[0][:1, :12], model.voices))
-    draw, z = {"generator": torch.Generator().manual_seed(0), "top_p": 1.0}, None
+    draw = {"generator": torch.Generator().manual_seed(0), "temperature": 1.0, "top_p": 1.0}
+    z = None
     if name in ("vae", "hvae"):
         z = torch.randn(3, 8)
         roll = model.decode(z, 32, past=past.expand(3, -1, -1), **draw)
