@@ -721,7 +721,7 @@ def flags():
     add("--temperature", type=data.non_negative, help="lower is safer, higher bolder (default: "
         "the model's own, 0.85 or 1)")
     add("--top-p", type=data.probability, help="draw from the likeliest symbols that reach this "
-        "probability (default: the model's own, 0.8 to 0.9)")
+        "probability (default: the model's own, 0.8 to 0.95)")
     add("--skip-top", type=data.number(int, 0, data.KEYS), help="leave out so many of the "
         "likeliest symbols of each voice (default: 0)")
     add("--seed", type=data.natural, default=0, help="another seed, other music")

@@ -9,7 +9,7 @@ An encoder reads the window both ways; a decoder writes frame after frame. With 
     p(z_u | x_<t, z_<u) = N(m(h_t), diag s(h_t)^2), t the first frame of u; N(0, I) for z_1
     -log p(x) <= E_q [sum_t -log p(x_t | x_<t, z) + sum_u KL(q(z_u | x) || p(z_u | x_<t, z_<u))]
 
-    python vae.py    # default run; --drop 1: z says more; --latent 0 --drop 0: without z
+    python vae.py    # default run; less --beta: z says more; --latent 0 --drop 0: without z
     python vae.py --paper --voices 1    # the paper's; --rec-mean: as its code had it
 
 Differences from the paper, whose z collapsed (KL 0):
