@@ -24,7 +24,7 @@ Differences from the paper (--without NAME leaves one out, relations the three a
 - Tonality: what has sounded so far tells the key, and notes are scored by their degree in it.
 - Memory: the longest earlier passage that equals what was just played votes for what followed it
   (less if it stood twice in a row); frames that attention sees vote for their notes and motions.
-- Parallels: notes that move in parallel with a chosen voice are scored: no sum of scores sees it.
+- Parallels: notes in parallel motion with a chosen voice are scored: the sums cannot tell them.
 - Windows know the frame before them: pieces begin as Bach's do. Ever fewer are transposed.
 - Dropout has one mask per window and spares the last frame in the heads. Weights are averaged.
 - AdamW: as an L2 in Adam, 0.06 lets nothing be learnt. A likelihood: its multi-hot loss is none.

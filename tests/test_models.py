@@ -1,11 +1,13 @@
 """Exact likelihoods, nothing ahead, padding, sampling, learning, and what a memory is good for."""
 
 import inspect
+import math
 from itertools import combinations
 
 import pytest
 import torch
 
+import attn_lstm
 import data
 from conftest import MODELS, MODULES, fit, small
 
@@ -111,6 +113,17 @@ def test_lstm_draws_the_distribution_of_real_frames():
     model.logits = lambda *_: (logits.expand(10000, 1, 2, 89), None)
     have = (model.sample(10000, 1, top_p=1.0) == data.from_voices(pairs)).all(-1).float().mean(0)
     assert torch.allclose(have, want, atol=0.015)
+
+
+@torch.no_grad()
+def test_a_trained_attn_lstm_thinks_nothing_impossible(batch):
+    """Symbols that fit share a part of the probability, however sure the network is."""
+    model, frames, mask = small("attn_lstm"), *(x[:2] for x in batch)
+    most = model.voices * math.log(data.SYMBOLS / attn_lstm.EVEN)
+    for layer in model.scores:
+        layer.weight.mul_(1000)
+    assert (model.frame_nll(frames, mask) < most).all()
+    assert (model.train().frame_nll(frames, mask) > most).any()  # training sees the whole surprise
 
 
 @torch.no_grad()
