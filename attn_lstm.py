@@ -8,9 +8,9 @@ tenor). y_t are the V symbols of frame t, o_t what a two-layer LSTM says after y
     u_v = ReLU(W_v [g_t, voices chosen before v])       (H)
     p(y_t | y_<t) = prod_v softmax(l_v)[y_tv]           loss: -log p(y_t | y_<t), nats per frame
 
-The logits l_v (89) are sums of scores that are linear in u_v: see voice_logits. Once trained, all
-symbols share half a per cent of p. What crosses or doubles a chosen voice, or sounds where that
-rests, is no frame (data.to_voices) and gets none: all frames have one, the likelihood is exact.
+The logits l_v (89) are sums of scores that are linear in u_v, once trained calibrated: see
+voice_logits. What crosses or doubles a chosen voice, or sounds where that rests, is no frame
+(data.to_voices) and has no probability: that of all frames is one, the likelihood exact.
 
     python attn_lstm.py                                                           # default run
     python attn_lstm.py --heads parallel --without relations --average 0 --weight-decay 0.06 \\
@@ -24,10 +24,10 @@ Differences from the paper (--without NAME leaves one out, relations the three a
 - Tonality: what has sounded so far tells the key, and notes are scored by their degree in it.
 - Memory: the longest earlier passage that equals what was just played votes for what followed it
   (less if it stood twice in a row); frames that attention sees vote for their notes and motions.
-- Parallels: notes in parallel motion with a chosen voice are scored: the sums cannot tell them.
+- Parallels: notes that move in parallel with a chosen voice have a score: no other tells them.
 - Windows know the frame before them: pieces begin as Bach's do. Ever fewer are transposed.
 - Dropout has one mask per window and spares the last frame in the heads. Weights are averaged.
-- AdamW: as an L2 in Adam, 0.06 lets nothing be learnt. A likelihood: its multi-hot loss is none.
+- AdamW (in Adam 0.06 lets nothing be learnt); a likelihood (the paper's multi-hot loss is none).
 """
 
 import copy

@@ -165,10 +165,9 @@ def keep_below(notes, tune, tolerance):
 
 
 # ------------------------------------------------------------------------------------------- verbs
-def draw(model, held, args, length, time_step, events=None, **given):
-    """Sample as the flags say, and say how much that is: bool (n, length, 88). given: prime, or
-    melody, for which the best endings of eight times as many are kept; events: of the piece, for
-    its metre and tempo."""
+def draw(model, held, args, length, time_step, events=None, times=1, **given):
+    """Sample as the flags say, and say how much that is: bool (times * n, length, 88). given: prime
+    or melody; events: of the piece, for its metre and tempo; times: to choose n from."""
     for name in (*args.options, *given):
         able(held, name, insist=True)
     now = {message.type: message for _, message in events or ()}
@@ -179,11 +178,7 @@ def draw(model, held, args, length, time_step, events=None, **given):
           f"{quarters * metre.denominator / 4 / metre.numerator:.4g} bars of {metre.numerator}/"
           f"{metre.denominator}, {quarters * 60 / bpm:.0f} seconds", flush=True)
     generator = torch.Generator(args.device).manual_seed(args.seed)
-    tune, options = given.get("melody"), args.options | given
-    if tune is None:
-        return model.sample(n, length, generator, **options).cpu().numpy()
-    rolls = model.sample(8 * n, length, generator, **options).cpu().numpy()
-    return sorted(rolls, key=lambda roll: closes(roll, tonic(tune)), reverse=True)[:n]
+    return model.sample(times * n, length, generator, **args.options, **given).cpu().numpy()
 
 
 def to_parts(roll, time_step, voices):
@@ -291,14 +286,18 @@ def prime(model, held, args):
 
 
 def melody(model, held, args):
-    """Other voices under a file's top line, which stays note for note as it is."""
+    """Other voices under a file's top line, which stays note for note as it is; drawn forwards they
+    do not know that it ends, so of eight times as many those that close best are written."""
     if held["voices"] == 1:
         raise data.InputError(f"--melody: {args.run} writes one voice; nothing goes under it")
     notes, events, ticks = read_score(args.melody, args.bpm)
     tune = top_line(notes)
     roll, time_step = to_grid(args.melody, tune, held, args)
     start = roll.any(1).argmax()
-    for new in draw(model, held, args, len(roll) - start, time_step, events, melody=roll[start:]):
+    rolls = draw(model, held, args, len(roll) - start, time_step, events, 8, melody=roll[start:])
+    key = tonic(roll)
+    best = sorted(rolls, key=lambda new: closes(new, key), reverse=True)
+    for new in best[:len(rolls) // 8]:
         lower = np.concatenate([roll[:start], new & ~roll[start:]])
         lower = to_parts(lower, time_step, held["voices"] - 1).values()
         lower = [keep_below(part, tune, time_step / 4) for part in lower]

@@ -174,7 +174,7 @@ class VQVAE(nn.Module):
 
     def note_logits(self, i, entries, notes, past):
         """Logits (..., P, 89) of the i-th voice chosen, given the entries. What crosses or doubles
-        those before it in notes (..., P, V) gets nothing: all frames together have one."""
+        those before it in notes (..., P, V) has no probability: that of all frames is one."""
         scores = self.decoder[i](entries[..., i // self.share, :], notes, past)
         symbols = torch.arange(data.SYMBOLS, device=past.device)
         steps = interval(symbols, past[..., i, None])[..., None, :]  # from i's last note

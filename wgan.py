@@ -222,7 +222,7 @@ class WGAN(nn.Module):
         for old, new in zip(pieces, later):
             old[mine] = new
         _, p, _ = self.generator(frames[:, :-1], *begun[1:], voices=frames[:, 1:])  # for gradients
-        return F.one_hot(frames, data.SYMBOLS) + F.pad(p - p.detach(), (0, 0, 0, 0, 1, 0))  # p's
+        return F.one_hot(frames, data.SYMBOLS) + F.pad(p - p.detach(), (0, 0, 0, 0, 1, 0))  # + 0
 
     def forward(self, frames, mask, played):
         """The critic's loss on frames (batch, METRE + window, 88) and on those of play()."""
