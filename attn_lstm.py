@@ -1,33 +1,29 @@
 """An LSTM with attention, one output head per voice (section 5.6 of the paper), and a memory.
 
-The voices of a frame are chosen one after the other, outer ones first (soprano, bass, alto,
-tenor). y_t are the V symbols of frame t, o_t what a two-layer LSTM says after y_1 .. y_{t-1}:
+A piece's key c, one of 24 (data.key), is drawn first; then its frames y_t, of each one voice after
+the other (soprano, bass, alto, tenor). o_t is what a two-layer LSTM says after c, y_1 .. y_{t-1}:
 
     a_t = softmax(q(o_t) . k(o_j) / sqrt(d)),  j < t    weights of N attention heads (N, t - 1)
     g_t = [o_t, sum_j a_tj v(o_{j+1})]                  (2H); o_{j+1} knows what followed o_j
     u_v = ReLU(W_v [g_t, voices chosen before v])       (H)
-    p(y_t | y_<t) = prod_v softmax(l_v)[y_tv]           loss: -log p(y_t | y_<t), nats per frame
+    p(y_t | y_<t, c) = prod_v softmax(l_v)[y_tv]        loss: -log p(c) - log p(y | c), in nats
 
 The logits l_v (89) are sums of scores that are linear in u_v, once trained calibrated: see
 voice_logits. What crosses or doubles a chosen voice, or sounds where that rests, is no frame
-(data.to_voices) and has no probability: that of all frames is one, the likelihood exact.
+(data.to_voices) and has no probability: that of all frames is one. The loss bounds -log p(y).
 
-    python attn_lstm.py                                                           # default run
-    python attn_lstm.py --heads parallel --without relations --average 0 --weight-decay 0.06 \\
-        --lr 1e-3 --batch 32 --dropout-input 0 --dropout 0.2 --dropout-heads 0.5 --steps 3334
-    # the paper's enhanced one, 100 epochs; its baseline: also --without relations attention
-    # --optimizer adam --window 16 --hidden 16 --batch 16 --weight-decay 0.001 --steps 16094
+    python attn_lstm.py                                        # default run
+    python attn_lstm.py --heads parallel --without relations   # the paper's network (see README.md)
 
 Differences from the paper (--without NAME leaves one out, relations the three after them as well):
 - Heads are chained: independent voices choose no chord. --heads parallel is the paper's.
 - Relations: frames are read, and notes scored, by intervals too, which are the same in all keys.
-- Tonality: what has sounded so far tells the key, and notes are scored by their degree in it.
+- Tonality: samples without a key drift into major. Notes are scored by their degrees in it.
 - Memory: the longest earlier passage that equals what was just played votes for what followed it
   (less if it stood twice in a row); frames that attention sees vote for their notes and motions.
 - Parallels: notes that move in parallel with a chosen voice have a score: no other tells them.
 - Windows know the frame before them: pieces begin as Bach's do. Ever fewer are transposed.
 - Dropout has one mask per window and spares the last frame in the heads. Weights are averaged.
-- AdamW (in Adam 0.06 lets nothing be learnt); a likelihood (the paper's multi-hot loss is none).
 """
 
 import copy
@@ -42,9 +38,8 @@ SPAN = 24  # intervals are told apart up to two octaves
 HELD = 16  # frames a note is held are counted up to this, and the frame's number modulo this
 NEAR, REACH, LONGEST = 8, 256, 48  # memory looks so many frames back, for passages so long
 LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24)  # passages are told apart by these bounds of their length
-SCALE = (1.0, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, 1)  # a key's degrees, at first those of major
 FADE = 0.98  # what is left after a frame of how often a pitch class has sounded
-CALM, EVEN = 1.1, 0.005  # a trained model's temperature; the share that all symbols have alike
+CALM, EVEN = 1.2, 0.005  # a trained model's temperature; the share that all symbols have alike
 PAIR = [2 * SPAN + 1, 12]  # scores of intervals from a chosen voice, of parallels with it
 
 
@@ -77,17 +72,16 @@ def relations(past):
                       beat + 6 * data.KEYS + HELD + 1], -1), moves
 
 
-def tonality(past, T, scale):
-    """The key after each of the last T frames of past (B, S, V), given what a scale's degrees are
-    worth (12,): how likely each pitch class is each degree (B, T, 12, 12), and how often each
-    degree has sounded, lately most, as a logarithm less that of the mean (B, T, 12)."""
-    time, classes = (torch.arange(n, device=past.device) for n in (past.shape[1], 12))
+def tonality(past, T, key):
+    """What heads know of key (B,) after each of the last T frames of past (B, S, V): how often its
+    degrees have sounded, lately most, as a log less that of the mean; if minor: (B, T, 12 + 1)."""
+    time, degrees = (torch.arange(n, device=past.device) for n in (past.shape[1], 12))
     fade = (FADE ** (time[-T:, None] - time)).tril(len(time) - T)  # (T, S), 0 for later frames
-    tally = fade @ (F.one_hot(past % 12, 12) * (past > 0)[..., None]).sum(2).float()  # (B, T, 12)
+    classes = F.one_hot((past + data.LOWEST - 1) % 12, 12) * (past > 0)[..., None]
+    tally = fade @ classes.sum(2).float()  # (B, T, 12)
+    tally = tally.gather(-1, ((key[:, None] + degrees) % 12)[:, None].expand_as(tally))
     often = (tally + 1).log() - (tally.mean(-1, keepdim=True) + 1).log()
-    apart = (classes[:, None] - classes) % 12  # [class, tonic] is a degree; [class, degree] a tonic
-    degrees = (often @ scale[apart]).softmax(-1)[..., apart]
-    return degrees, (often[:, :, None] @ degrees)[:, :, 0]
+    return torch.cat([often, 0 * often[..., :1] + (key >= 12)[:, None, None]], -1)
 
 
 def recall(past, T):
@@ -124,11 +118,11 @@ class AttnLSTM(nn.Module):
         self.order = [0, V - 1, *range(1, V - 1)][:V]  # outer voices first: they decide the others
         self.register_buffer("turn", torch.tensor(self.order), persistent=False)
         self.dropouts = dropout_input, dropout, dropout_heads
-        inputs, key = data.KEYS, 12 * ("tonality" in has)
+        inputs, tonal = data.KEYS, "tonality" in has
         if "relations" in has:
             self.facts = nn.Embedding(6 * data.KEYS + 2 * HELD + 1, 16)
-            inputs += 16 * 4 * V + key
-        self.scale = nn.Parameter(torch.tensor(SCALE))
+            inputs += 16 * 4 * V + 24 * tonal
+        self.keys = nn.Parameter(torch.zeros(24))  # logits of p(c)
         self.lstm1 = nn.LSTM(inputs, H, batch_first=True)  # two: nn.LSTM has no locked dropout
         self.lstm2 = nn.LSTM(H, H, batch_first=True)
         if "relations" not in has:
@@ -137,27 +131,27 @@ class AttnLSTM(nn.Module):
             self.attend = nn.MultiheadAttention(H, N, batch_first=True, add_zero_attn=True)
         # What heads read: context, last frame, key, each chosen voice's pitch, motion, interval.
         self.pitch, self.interval = nn.Embedding(data.SYMBOLS, 32), nn.Embedding(2 * data.KEYS, 32)
-        context = H + ("attention" in has) * H + ("relations" in has) * 32 * (V - 1) + key
+        context = H + ("attention" in has) * H + ("relations" in has) * 32 * (V - 1) + 13 * tonal
         chosen = range(V) if self.chained else [0] * V
         self.hidden = nn.ModuleList(nn.Linear(context + 96 * n, H) for n in chosen)
         # What they say: scores of symbols, intervals from the last note, degrees, kinds of match,
         # notes and motions that each attention head sees; and about each chosen voice.
-        self.sizes = [[data.SYMBOLS, 2 * SPAN + 1, 12, 2 * len(LENGTHS) + 2, 2 * N, sum(PAIR) * n]
+        self.sizes = [[data.SYMBOLS, 2 * SPAN + 1, 24, 2 * len(LENGTHS) + 2, 2 * N, sum(PAIR) * n]
                       for n in chosen]
         self.scores = nn.ModuleList(nn.Linear(H, sum(sizes)) for sizes in self.sizes)
 
-    def read(self, voices, state=None):
-        """Frames as voices (B, T, V); a new piece's come after one of rests -> what heads know
-        when they choose the frame after each, {name: (B, T, ...)}; the state to go on with."""
+    def read(self, voices, key, state=None):
+        """Frames as voices (B, T, V), a new piece's after one of rests, and its key (B,) -> what
+        heads know when they choose the frame after each, {name: (B, T, ...)}; the next state."""
         past, lstm1, lstm2, outputs = state or (voices[:, :0], None, None, None)
         past, T, known = torch.cat([past, voices], 1), voices.shape[1], {"last": voices}
-        x, key = [data.from_voices(voices).float()], []  # what LSTM and heads read
+        x, told = [data.from_voices(voices).float()], []  # what LSTM and heads read
         if "relations" in self.has:
             facts, moves = relations(past)
             x.append(self.facts(facts[:, -T:]).flatten(2))
         if "tonality" in self.has:
-            known["degrees"], *key = tonality(past, T, self.scale)
-            x.append(known["degrees"][:, :, 0])  # which degree one class is tells the key
+            known["key"], told = key[:, None].expand(-1, T), [tonality(past, T, key)]
+            x.append(F.one_hot(known["key"], 24).float())
         if "memory" in self.has:
             known["next"], known["match"] = recall(past, T)
         h, lstm1 = self.lstm1(self.locked(torch.cat(x, -1), 0), lstm1)
@@ -175,7 +169,7 @@ class AttnLSTM(nn.Module):
                 steps = (moves - data.KEYS + SPAN + 1).clamp(0, 2 * SPAN + 2)  # both ends: no score
                 first = past.shape[1] - len(place) + 1
                 known["notes"], known["steps"] = past[:, None, first:], steps[:, None, first:]
-        known["context"] = torch.cat([self.locked(h, 1), *key], -1)
+        known["context"] = torch.cat([self.locked(h, 1), *told], -1)
         return known, (past, lstm1, lstm2, outputs[:, -1 - self.window:])
 
     def locked(self, x, which):
@@ -205,8 +199,9 @@ class AttnLSTM(nn.Module):
                 logits = logits.scatter_add(-1, notes, note)  # of each frame: (B, T, S' - 1)
                 motion = F.pad(motion, (1, 1)).scatter_add(-1, steps, move)[..., 1:-1]
         if "tonality" in self.has:
-            classes = known["degrees"] @ degree[..., None]  # (B, T, 12, 1)
-            logits = logits + classes[..., symbols % 12, 0] * (symbols > 0)
+            key = known["key"][..., None]
+            place = (symbols + data.LOWEST - 1 - key) % 12 + 12 * (key >= 12)  # a degree, as 0..23
+            logits = logits + degree.gather(-1, place) * (symbols > 0)
         harmony, parallel = pairs.unflatten(-1, (-1, sum(PAIR))).split(PAIR, -1)  # (B, T, n, .)
         if "relations" in self.has:
             logits = logits + relative(motion, own[..., 0]) + relative(harmony, now).sum(-2)
@@ -222,13 +217,18 @@ class AttnLSTM(nn.Module):
             logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)
         return logits
 
-    def frame_nll(self, frames, mask, before=None):
-        """-log p (B, T) in nats, 0 if masked, of frames after one before (B, 1, 88), or silence."""
+    def frame_nll(self, frames, mask, before=None, key=None):
+        """-log p (B, T) in nats, 0 if masked, of frames after one before (B, 1, 88), or silence, in
+        key (B,); by default in the one that fits, whose own -log p is spread over them."""
         voices = data.to_voices(frames, self.voices)  # (B, T, V)
         first = 0 * voices[:, :1] if before is None else data.to_voices(before, self.voices)
-        known, _ = self.read(torch.cat([first, voices[:, :-1]], 1))
-        return mask * sum(F.cross_entropy(self.voice_logits(i, known, voices).mT, voices[..., v],
-                                          reduction="none") for i, v in enumerate(self.order))
+        fits = data.key(frames) if key is None else key
+        known, _ = self.read(torch.cat([first, voices[:, :-1]], 1), fits)
+        nll = sum(F.cross_entropy(self.voice_logits(i, known, voices).mT, voices[..., v],
+                                  reduction="none") for i, v in enumerate(self.order))
+        if key is None and "tonality" in self.has:
+            nll = nll - (self.keys.log_softmax(-1)[fits] / mask.sum(1).clamp(min=1))[:, None]
+        return mask * nll
 
     def nll(self, frames, mask):
         """-log p of each window in nats, first frame included: (B,)."""
@@ -240,16 +240,19 @@ class AttnLSTM(nn.Module):
         return loss, {"nll": loss.detach()}
 
     @data.sampling()
-    def sample(self, n, length, generator=None, temperature=0.85, top_p=0.8, prime=None,
+    def sample(self, n, length, generator=None, temperature=0.78, top_p=0.8, prime=None,
                melody=None):
         """n new pieces as bool (n, length, 88); with prime, bool (T, 88), what follows it. A voice
         chooses first whether to hold, from 95 % at least: against each other note it would hold too
         often. melody: bool (T, 88), voice 0's; others stay below it, or its last note at a rest."""
         self.eval()
-        device, rest = self.scale.device, torch.zeros(0, data.KEYS)
-        prime, tune = (data.to_voices(torch.as_tensor(rest if roll is None else roll), V)
-                       for roll, V in ((prime, self.voices), (melody, 1)))  # (T, V), (T, 1)
-        known, state = self.read(F.pad(prime.to(device), (0, 0, 1, 0)).expand(n, -1, -1))
+        device, rest = self.keys.device, torch.zeros(0, data.KEYS)
+        prime, melody = (torch.as_tensor(rest if roll is None else roll).to(device)
+                         for roll in (prime, melody))
+        heard, key = torch.cat([prime, melody]), self.keys.expand(n, -1)
+        key = data.key(heard).expand(n) if heard.any() else data.sample_symbols(key, generator)
+        prime, tune = data.to_voices(prime, self.voices), data.to_voices(melody, 1)
+        known, state = self.read(F.pad(prime, (0, 0, 1, 0)).expand(n, -1, -1), key)
         known = {name: x[:, -1:] for name, x in known.items()}
         symbols, frames, top = torch.arange(data.SYMBOLS, device=device), [], data.SYMBOLS
         for t in data.progress(range(length), "sampling frames"):
@@ -267,7 +270,7 @@ class AttnLSTM(nn.Module):
                 other = data.sample_symbols(others, generator, temperature, top_p)
                 voices[..., v] = torch.where(leaves > 0, other, own[..., 0])
             frames.append(voices)
-            known, state = self.read(voices, state)
+            known, state = self.read(voices, key, state)
         return data.from_voices(torch.cat(frames, 1))
 
 
@@ -275,9 +278,8 @@ class AttnLSTM(nn.Module):
 def evaluate(model, pieces):
     """Nats per frame of held-out pieces, bool (T, 88), with and without their first; per note."""
     model.eval()
-    whole = [model.frame_nll(*batch) for batch in data.whole_pieces(pieces, 8, model.scale.device)]
-    first = sum(nll[:, 0].sum().item() for nll in whole)
-    total = sum(nll.sum().item() for nll in whole)
+    whole = [model.frame_nll(*batch) for batch in data.whole_pieces(pieces, 8, model.keys.device)]
+    total, first = (sum(map(torch.sum, nll)).item() for nll in (whole, [x[:, 0] for x in whole]))
     model.train()
     frames, notes = sum(map(len, pieces)), sum(int(piece.sum()) for piece in pieces)
     return {"nll": total / frames, "nll_after_first": (total - first) / (frames - len(pieces)),
@@ -290,7 +292,7 @@ def train(args):
     torch.manual_seed(args.seed)
     average = AttnLSTM(**data.config(AttnLSTM, args))  # of the weights of all steps: tested, kept
     model, average = copy.deepcopy(average).to(args.device), average.to(args.device)
-    kind = torch.optim.AdamW if args.optimizer == "adamw" else torch.optim.Adam
+    kind = getattr(torch.optim, args.optimizer)
     optimizer = kind(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     # One frame more: that before the window, read but not scored; silence where a piece begins.
     pieces = [F.pad(torch.as_tensor(piece), (0, 0, 1, 0)) for piece in corpus.train]
@@ -316,8 +318,7 @@ def train(args):
             valid = evaluate(average, corpus.valid)
             run.log(args.steps, valid, best=valid["nll"] if args.keep == "best" else -float(step))
 
-    run.load_best()
-    run.finish(evaluate(average, corpus.test))
+    run.finish(evaluate)
 
 
 def main(argv=None):
@@ -337,7 +338,7 @@ def main(argv=None):
     add("--dropout-input", type=data.dropout, default=0.2, help="share of the inputs dropped")
     add("--dropout", type=data.dropout, default=0.5, help="dropped of what LSTM layers say")
     add("--dropout-heads", type=data.dropout, default=0.2, help="dropped of the heads' units")
-    add("--optimizer", choices=["adamw", "adam"], default="adamw", help="adam: the decay is an L2")
+    add("--optimizer", choices=["AdamW", "Adam"], default="AdamW", help="Adam: the decay is an L2")
     add("--weight-decay", type=data.non_negative, default=1.0, help="of the optimizer")
     add("--average", type=data.decay, default=0.99, help="share of the averaged weights kept")
     add("--clip", type=data.positive, default=1.0, help="largest norm of the gradient")

@@ -1,7 +1,6 @@
 """What the six models share: MIDI and piano rolls, the corpus, batches, run folders, pictures.
 
-    python data.py                 # write the default corpus if it is missing; say what it holds
-    python data.py --data DIR      # say what any folder of MIDI files holds
+    python data.py --data DIR  # say what a folder of MIDI files holds; music21's Bach by default
 
 A piano roll is a bool array (T, 88): frame t, key k = MIDI pitch 21 + k. It has no velocities and
 no onsets: a note struck again while it sounds becomes one long note. A frame lasts one time step,
@@ -31,6 +30,7 @@ import numpy as np
 import pretty_midi
 import torch
 from torch import distributed
+from torch.nn import functional as F
 
 KEYS = 88
 LOWEST = 21  # MIDI pitch of key 0, a piano's lowest A
@@ -140,12 +140,9 @@ def sampling():
         yield
 
 
-def sample_symbols(logits, generator=None, temperature=1.0, top_p=1.0, skip_top=0, draws=None):
+def sample_symbols(logits, generator=None, temperature=1.0, top_p=1.0, draws=None):
     """Draw a symbol from each row of logits (..., S) -> long (...), or several -> (..., draws).
-    temperature: 0 takes the likeliest. top_p: keep the fewest symbols that reach this probability
-    (Holtzman et al. 2020). skip_top: leave out so many of the likeliest (the paper's 6.1)."""
-    if skip_top:
-        logits = logits.scatter(-1, logits.topk(skip_top, -1).indices, -torch.inf)
+    temperature: 0 takes the likeliest. top_p: of the fewest that have it (Holtzman et al. 2020)."""
     top_p = top_p if temperature else 0  # the likeliest alone, however near the next one is
     p, order = (logits.detach() / max(temperature, 1e-20)).softmax(-1).sort(-1, descending=True)
     reached = p.cumsum(-1)
@@ -154,6 +151,19 @@ def sample_symbols(logits, generator=None, temperature=1.0, top_p=1.0, skip_top=
     drawn = torch.searchsorted(reached, drawn * reached.gather(-1, last), right=True)
     symbols = order.gather(-1, drawn.minimum(last))
     return symbols if draws else symbols[..., 0]
+
+
+PROFILES = F.layer_norm(torch.tensor((  # of a major and a minor key (Krumhansl and Kessler 1982)
+    (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88),
+    (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17))), (12,))
+
+
+def key(frames):
+    """The key of rolls (..., T, 88), 0..11 for C major and up, 12..23 for C minor and up: the one
+    that correlates best with how often pitch classes sound (Krumhansl and Schmuckler)."""
+    count = F.pad(frames.sum(-2).float(), (LOWEST % 12, 11)).unflatten(-1, (-1, 12)).sum(-2)
+    fits = [count.roll(-tonic, -1) @ PROFILES.T.to(count.device) for tonic in range(12)]
+    return torch.stack(fits, -1).flatten(-2).argmax(-1)
 
 
 # ------------------------------------------------------------------------------------------ corpus
@@ -196,12 +206,11 @@ def load_corpus(folder=None, time_step=None, voices=4):
     if not files:
         raise InputError(f"--data {root}: no folder with .mid or .midi files")
     # The name of the cache changes with the files, and with the rules of reading: this file.
-    key = [(str(file), file.exists() and file.stat().st_mtime_ns) for file in files]
-    key = repr((Path(__file__).read_bytes(), str(root.resolve()), time_step, voices, key))
+    stamps = [(str(file), file.exists() and file.stat().st_mtime_ns) for file in files]
+    name = repr((Path(__file__).read_bytes(), str(root.resolve()), time_step, voices, stamps))
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(cache, "bach-rolls", hashlib.md5(key.encode()).hexdigest() + ".pt")
-    held = load_zip(path)
-    if not held:
+    path = Path(cache, "bach-rolls", hashlib.md5(name.encode()).hexdigest() + ".pt")
+    if not (held := load_zip(path)):
         held = read_corpus(root, files, time_step, voices)
         with contextlib.suppress(OSError, InputError):  # without a cache it is only slower
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -325,7 +334,7 @@ class Windows:
         shift = (shift * (torch.rand(n, 1, device=device) < transpose))[RANK::WORLD]
         frames, mask = self._gather(which)
         source = torch.arange(6, 6 + KEYS, device=device) - shift  # of each key, among 6+88+6
-        moved = torch.nn.functional.pad(frames, (6, 6)).gather(2, source[:, None].expand_as(frames))
+        moved = F.pad(frames, (6, 6)).gather(2, source[:, None].expand_as(frames))
         whole = moved.sum((1, 2), keepdim=True) == frames.sum((1, 2), keepdim=True)
         return torch.where(whole, moved, frames), mask
 
@@ -383,7 +392,6 @@ class Parser(argparse.ArgumentParser):
         return re.sub(r"\s+\(default:\s+(None|False)\)", "", super().format_help())
 
     def error(self, message):
-        """Raise InputError."""
         raise InputError(message)
 
     def parse(self, argv=None):
@@ -397,13 +405,11 @@ class Parser(argparse.ArgumentParser):
 
 def number(kind, low, high):
     """An argparse type: an int or a float from low to high."""
-    def convert(text):
-        """Of the text behind a flag."""
+    def number(text):  # its name is in argparse's message
         if not low <= kind(text) <= high:
             raise InputError(f"{text} is not from {low:g} to {high:g}")
         return kind(text)
-    convert.__name__ = kind.__name__  # for argparse's "invalid int value"
-    return convert
+    return number
 
 
 positive_int, natural = number(int, 1, 10**9), number(int, 0, 10**9)
@@ -413,8 +419,7 @@ probability, dropout, decay = (number(float, 0, high) for high in (1, 0.99, 0.99
 
 def note_value(value):
     """A time step in quarter notes: "1/16", a fraction of a whole note, -> 0.25; numbers stay."""
-    fraction = re.fullmatch(r"\d{1,3}/[1-9]\d{0,2}", str(value))
-    quarters = 4 * Fraction(value) if fraction else value
+    quarters = 4 * Fraction(value) if re.fullmatch(r"\d{1,3}/[1-9]\d{0,2}", str(value)) else value
     if isinstance(quarters, str) or not 0 < quarters <= 16:
         raise InputError(f"{value} is no time step; write a fraction of a whole note such as 1/16")
     return float(quarters)
@@ -479,8 +484,7 @@ def save_checkpoint(path, content):
 
 
 def load_zip(path):
-    """What save_checkpoint wrote, on the CPU; None if it is missing or damaged. torch.load checks
-    no checksums, but torch.save writes a zip file, which has them; weights_only runs no code."""
+    """What save_checkpoint wrote, on the CPU; None if missing or damaged (the CRC is checked)."""
     with contextlib.suppress(Exception), zipfile.ZipFile(path) as file:
         if file.testzip() is None and not any(e.external_attr for e in file.infolist()):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -589,12 +593,11 @@ class Run:
                     "rows": self.rows, "parts": {key: parts[key].state_dict() for key in parts}})
         sum_over_processes(torch.zeros(1))  # the others wait until the first has written it
 
-    def load_best(self):
-        """Put the weights of the best validation step into the model."""
+    def finish(self, evaluate):
+        """Load the best step's weights, evaluate(model, pieces) them on the test pieces, write
+        result.json, curves.png and a first piece."""
         load_checkpoint(self.folder / "model.pt", self.name, {"model": self.model})
-
-    def finish(self, test):
-        """Write result.json with the test figures, curves.png, and a first piece."""
+        test = evaluate(self.model, self.corpus.test)
         print("test:", *(f"{name} {value:.3f}" for name, value in test.items()), flush=True)
         if RANK:
             return
@@ -612,8 +615,7 @@ class Run:
 
 # ---------------------------------------------------------------------------------- music, pictures
 def roll_to_midi(roll, time_step=0.5, bpm=80, voices=4):
-    """A roll (T, 88) as a pretty_midi.PrettyMIDI, an instrument per voice. time_step: quarter notes
-    per frame; bpm: quarter notes per minute."""
+    """A roll (T, 88) as a PrettyMIDI, an instrument a voice; time_step and bpm in quarter notes."""
     score, frame = pretty_midi.PrettyMIDI(resolution=480, initial_tempo=bpm), time_step * 60 / bpm
     names = ["soprano", "alto", "tenor", *(f"voice {v}" for v in range(4, voices))]
     names[voices - 1:] = ["bass"] if voices > 1 else ["soprano"]
@@ -692,8 +694,6 @@ def main(argv=None):
     args = Parser("Say what a corpus holds; write the default one if missing.", "").parse_args(argv)
     corpus = load_corpus(args.data, args.time_step, args.voices)
     print(corpus.name, *corpus.report, sep="\n")
-    if args.data is None:
-        print("The music is in the public domain; for the encodings see music21's corpus licence.")
 
 
 if __name__ == "__main__":

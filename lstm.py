@@ -78,7 +78,9 @@ class LSTM(nn.Module):
                 v = 0 if top else max(1, self.voices - 2)  # a voice that rests with the melody
                 logits[:, v] = -torch.inf
                 logits[:, v, top] = 0
-            voices = data.sample_symbols(logits, generator, temperature, top_p, skip_top, 16).mT
+            if skip_top:  # leave out so many of the likeliest (section 6.1)
+                logits = logits.scatter(-1, logits.topk(skip_top, -1).indices, -torch.inf)
+            voices = data.sample_symbols(logits, generator, temperature, top_p, 16).mT
             drawn = data.from_voices(voices)  # (n, 16, 88): the first legal one is taken
             legal = (data.to_voices(drawn, self.voices) == voices).all(-1)  # no two cross or double
             roll.append(drawn.take_along_dim(legal.int().argmax(-1)[:, None, None], 1)[:, 0])
@@ -126,8 +128,7 @@ def train(args):
             valid = evaluate(model, corpus.valid)
             run.log(args.steps, valid, best=valid["nll"])
 
-    run.load_best()
-    run.finish(evaluate(model, corpus.test))
+    run.finish(evaluate)
 
 
 def main(argv=None):

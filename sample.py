@@ -365,25 +365,14 @@ def slerp(a, b, n):
 
 
 # ------------------------------------------------------------------------------------------- style
-# How well each pitch class fits C major and minor: Krumhansl and Kessler 1982.
-MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
-MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17])
-
-
 def pitch_classes(roll):
     """Sounding frames of each pitch class, C first: (T, 88) -> (12,)."""
     return np.bincount((np.nonzero(roll)[1] + data.LOWEST) % 12, minlength=12)
 
 
 def tonic(roll):
-    """The tonic 0..11 (C is 0) of the major or minor key whose profile correlates best with the
-    roll's pitch classes (Krumhansl and Schmuckler's algorithm)."""
-    have = pitch_classes(roll)
-    if not have.any():
-        return 0
-    fits = [max(np.corrcoef(np.roll(profile, key), have)[0, 1] for profile in (MAJOR, MINOR))
-            for key in range(12)]
-    return int(np.nan_to_num(fits, nan=-1).argmax())
+    """The tonic 0..11 (C is 0) of the key of a roll (T, 88)."""
+    return int(data.key(torch.as_tensor(roll)) % 12)
 
 
 def closes(roll, key):
@@ -718,7 +707,7 @@ def flags():
     add("--length", type=data.positive_int, help="frames of a piece (default: 256; --compare 128)")
     add("--time-step", type=data.note_value, help="of your files, as 1/16 (default: the model's)")
     add("--temperature", type=data.non_negative, help="lower is safer, higher bolder (default: "
-        "the model's own, 0.85 or 1)")
+        "the model's own, 0.78 or 1)")
     add("--top-p", type=data.probability, help="draw from the likeliest symbols that reach this "
         "probability (default: the model's own, 0.8 to 0.95)")
     add("--skip-top", type=data.number(int, 0, data.KEYS), help="leave out so many of the "

@@ -291,8 +291,7 @@ def train(args):
             valid = evaluate(average, corpus.valid)
             run.log(args.steps, valid, best=valid["nll"])
 
-    run.load_best()
-    run.finish(evaluate(average, corpus.test))
+    run.finish(evaluate)
 
 
 def main(argv=None):

@@ -345,8 +345,7 @@ def train(args):
             valid = evaluate(model, corpus.valid)
             run.log(steps, valid, best=None if coding else valid["nll"])
 
-    run.load_best()
-    run.finish(evaluate(model, corpus.test))
+    run.finish(evaluate)
 
 
 def main(argv=None):

@@ -315,8 +315,7 @@ def train(args):
             valid = evaluate(model, corpus.valid)
             run.log(args.steps, valid, best=valid["change_distance"] + (valid["alike"] > 0.5))
 
-    run.load_best()
-    run.finish(evaluate(model, corpus.test))
+    run.finish(evaluate)
 
 
 def main(argv=None):

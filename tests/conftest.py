@@ -102,8 +102,11 @@ def silence(monkeypatch, module=data):
     """No music, sound and pictures at the end of a run, which take long."""
     finish = module.Run.finish
 
-    def finish_soon(run, test):
-        run.model.sample = lambda *_: torch.zeros(1, 8, 88)
+    def finish_soon(run, evaluate):
+        def test(model, pieces):
+            figures = evaluate(model, pieces)
+            model.sample = lambda *_: torch.zeros(1, 8, 88)
+            return figures
         finish(run, test)
     monkeypatch.setattr(module.Run, "finish", finish_soon)
     monkeypatch.setattr(module, "write_music", lambda *_, **__: None)

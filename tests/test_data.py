@@ -102,7 +102,7 @@ def test_sample_symbols():
     generator = torch.Generator().manual_seed(0)
     logits, first = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(20000, 4), [1, 0, 0, 0]
     for options, want in (({}, [0.5, 0.3, 0.15, 0.05]), ({"top_p": 0.7}, [0.625, 0.375, 0, 0]),
-                          ({"skip_top": 2}, [0, 0, 0.75, 0.25]), ({"temperature": 0}, first),
+                          ({"temperature": 0}, first),
                           ({"temperature": 0.5}, (2 * logits[0]).softmax(0).tolist()),
                           ({"temperature": 1e-40}, first), ({"top_p": 0}, first)):
         drawn = data.sample_symbols(logits, generator, **options)
@@ -110,6 +110,19 @@ def test_sample_symbols():
         assert shares.tolist() == pytest.approx(want, abs=0.02 * (want is not first))
     near = torch.tensor([0.0, 1e-6]).expand(500, 2)
     assert data.sample_symbols(near, temperature=0).all()  # the likeliest, however near the next
+
+
+def test_key_of_known_pieces(corpus):
+    """And a piece's key moves with it."""
+    major, minor = torch.zeros(8, 88), torch.zeros(8, 88)
+    for scale, low, keys in ((major, 15, [0, 2, 4, 5, 7, 9, 11]),
+                             (minor, 12, [0, 2, 3, 5, 7, 8, 11])):
+        scale[:7, [low + key for key in keys]] = torch.eye(7)
+        scale[7, [low + key for key in keys[:5:2]]] = 1  # its triad
+    assert data.key(torch.stack([major, minor])).tolist() == [0, 12 + 9]  # C major, A minor
+    for piece in map(torch.from_numpy, corpus.train):
+        low, high = (int(data.key(piece.roll(shift, 1))) for shift in (-5, 0))
+        assert (low % 12 + 5) % 12 == high % 12 and low // 12 == high // 12
 
 
 def test_split_is_by_work_and_pinned():

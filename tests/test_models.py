@@ -22,8 +22,11 @@ def each(*cases):
     return pytest.mark.parametrize("name, options", [*map(read, cases)], ids=cases)
 
 
-def frame_nll(model, frames, mask, z=None):
-    """-log p of each frame (B, T); of its codes too at a pattern's first; given z, or its mean."""
+def frame_nll(model, frames, mask, z=None, key=None):
+    """-log p of each frame (B, T); of its codes too at a pattern's first; given z, or its mean;
+    given a key, or the one that fits."""
+    if hasattr(model, "keys"):
+        return model.frame_nll(frames, mask, key=key if key is None else key.expand(len(frames)))
     if hasattr(model, "frame_nll"):
         return model.frame_nll(frames, mask)
     if hasattr(model, "score"):
@@ -48,7 +51,7 @@ def test_all_frames_together_have_probability_one(name, options, batch):
     for frame, keys in zip(frames[:, 11], every):
         frame[list(keys)] = 1
     z = torch.randn(8).expand(len(every), -1)
-    nll = frame_nll(model, frames, torch.ones(len(every), 12), z)[:, 11]
+    nll = frame_nll(model, frames, torch.ones(len(every), 12), z, torch.tensor(15))[:, 11]
     total = nll.neg().exp().sum().item()
     crosses = model.voices > 1 and (name == "lstm" or "heads" in options)
     if crosses or options.get("codebook", 1) > 1:
@@ -98,7 +101,7 @@ def test_sampling_draws_from_what_training_scores(name, options, batch, monkeypa
         codes = torch.cat([given, torch.stack(codes, 1).unflatten(1, (-1, model.codes))], 1)
         monkeypatch.setattr(model.quantizer, "forward",
                             lambda _: (codes, model.quantizer.entries[codes]))
-    nll = frame_nll(model, roll.float(), mask, z)[:, 12:].sum(1)
+    nll = frame_nll(model, roll.float(), mask, z, data.key(past))[:, 12:].sum(1)
     assert torch.allclose(-sum(drawn), nll, atol=1e-3) and roll[:, 12:].any()
 
 
@@ -115,6 +118,14 @@ def test_lstm_draws_the_distribution_of_real_frames():
     assert torch.allclose(have, want, atol=0.015)
 
 
+def test_lstm_can_leave_out_the_likeliest():
+    logits, model = torch.full((1, 89), -torch.inf), small("lstm", voices=1)
+    logits[0, [40, 41, 42, 43]] = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    model.logits = lambda *_: (logits.expand(10000, 1, 1, 89), None)
+    drawn = model.sample(10000, 1, top_p=1.0, skip_top=2).float().mean((0, 1))
+    assert drawn[39:43].tolist() == pytest.approx([0, 0, 0.75, 0.25], abs=0.02)
+
+
 @torch.no_grad()
 def test_a_trained_attn_lstm_thinks_nothing_impossible(batch):
     """Symbols that fit share a part of the probability, however sure the network is."""
@@ -122,8 +133,36 @@ def test_a_trained_attn_lstm_thinks_nothing_impossible(batch):
     most = model.voices * math.log(data.SYMBOLS / attn_lstm.EVEN)
     for layer in model.scores:
         layer.weight.mul_(1000)
-    assert (model.frame_nll(frames, mask) < most).all()
-    assert (model.train().frame_nll(frames, mask) > most).any()  # training sees the whole surprise
+    key = data.key(frames)
+    assert (model.frame_nll(frames, mask, key=key) < most).all()
+    model.train()  # training sees the whole surprise
+    assert (model.frame_nll(frames, mask, key=key) > most).any()
+
+
+@torch.no_grad()
+def test_the_key_that_fits_bounds_what_all_keys_together_say(batch):
+    model, (frames, mask) = small("attn_lstm"), batch
+    keys = model.keys.log_softmax(-1)
+    every = torch.stack([keys[k] - frame_nll(model, frames, mask, key=torch.tensor(k)).sum(1)
+                         for k in range(24)])
+    assert keys.exp().sum().item() == pytest.approx(1)
+    assert (every.logsumexp(0) > -model.nll(frames, mask) - 1e-3).all()
+    fits = every.gather(0, data.key(frames)[None])[0]
+    assert torch.allclose(fits, -model.nll(frames, mask), rtol=1e-4)
+
+
+def test_samples_have_keys_as_drawn_or_that_of_what_is_given(corpus, monkeypatch):
+    model, keys = small("attn_lstm"), []
+    real = attn_lstm.tonality
+    monkeypatch.setattr(attn_lstm, "tonality", lambda past, T, key: (
+        keys.append(key), real(past, T, key))[1])
+    with torch.no_grad():
+        model.keys.copy_(torch.full((24,), -50.0).index_fill(0, torch.tensor([3, 17]), 0))
+    for given in ({}, {"prime": corpus.test[0]}, {"melody": corpus.test[1]}):
+        keys.clear()
+        model.sample(40, 2, torch.Generator().manual_seed(0), **given)
+        want = {int(data.key(torch.as_tensor(roll))) for roll in given.values()} or {3, 17}
+        assert {*torch.stack(keys).flatten().tolist()} == want
 
 
 @torch.no_grad()
@@ -145,7 +184,8 @@ def test_nothing_looks_ahead(name, options, batch):
     frames[:, 16:] = frames[:, :16].clone()  # there is something to recall
     other, z = frames.clone(), torch.randn(2, 8)
     other[:, 20] = frames[:, 20].roll(1, -1)
-    changed = (frame_nll(model, frames, mask, z) != frame_nll(model, other, mask, z)).any(0)
+    one, two = (frame_nll(model, x, mask, z, torch.tensor(20)) for x in (frames, other))
+    changed = (one != two).any(0)
     assert changed[20] and not changed[:20].any()
     assert changed[22] == ("feed" not in options)
 
@@ -220,8 +260,8 @@ def test_figures_count_every_frame_once(name, batch):
     notes = sum(int(piece.sum()) for piece in pieces)
     assert figures["nll_per_note"] == pytest.approx(figures["nll"] * 41 / notes)
     if "nll_after_first" in figures:
-        each = torch.cat([frame_nll(model, torch.from_numpy(piece)[None].float(), torch.ones(1))[0]
-                          for piece in pieces])
+        each = torch.cat([frame_nll(model, torch.from_numpy(piece)[None].float(),
+                                    torch.ones(1, len(piece)))[0] for piece in pieces])
         later = each[torch.arange(41) % 32 > 0]
         assert figures["nll"] == pytest.approx(each.mean().item(), rel=1e-4)
         assert figures["nll_after_first"] == pytest.approx(later.mean().item(), rel=1e-4)
@@ -272,7 +312,7 @@ def test_memory_knows_that_a_passage_was_just_stated_twice_in_a_row():
         assert twice[0].nonzero().flatten().tolist() == known
 
 
-def test_the_key_is_found_from_what_has_sounded():
+def test_a_key_that_is_known_tells_the_notes():
     def melodies():
         scale = torch.tensor([0, 2, 4, 5, 7, 9, 11])
         return torch.randint(34, 46, (16, 1, 1)) + scale[torch.randint(7, (16, 32, 1))]

@@ -119,10 +119,10 @@ def trainings(flags, corpus, out, monkeypatch):
     silence(monkeypatch)
     finish = data.Run.finish
 
-    def finish_alike(run, test):
+    def finish_alike(run, evaluate):
+        finish(run, evaluate)
         for tensor in run.model.state_dict().values():
             assert torch.equal(data.sum_over_processes(tensor), data.WORLD * tensor), run.name
-        finish(run, test)
     monkeypatch.setattr(data.Run, "finish", finish_alike)
     for name, more in flags.items():
         train(name, corpus, f"{out}/{name}", "--batch", 7, *more.split(), steps=3, eval_every=9)
