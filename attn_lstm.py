@@ -39,7 +39,7 @@ HELD = 16  # frames a note is held are counted up to this, and the frame's numbe
 NEAR, REACH, LONGEST = 8, 256, 48  # memory looks so many frames back, for passages so long
 LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24)  # passages are told apart by these bounds of their length
 FADE = 0.98  # what is left after a frame of how often a pitch class has sounded
-CALM, EVEN = 1.2, 0.005  # a trained model's temperature; the share that all symbols have alike
+CALM, EVEN = 1.1, 0.003  # a trained model's temperature; the share that all symbols have alike
 PAIR = [2 * SPAN + 1, 12]  # scores of intervals from a chosen voice, of parallels with it
 
 
@@ -240,7 +240,7 @@ class AttnLSTM(nn.Module):
         return loss, {"nll": loss.detach()}
 
     @data.sampling()
-    def sample(self, n, length, generator=None, temperature=0.78, top_p=0.8, prime=None,
+    def sample(self, n, length, generator=None, temperature=0.85, top_p=0.8, prime=None,
                melody=None):
         """n new pieces as bool (n, length, 88); with prime, bool (T, 88), what follows it. A voice
         chooses first whether to hold, from 95 % at least: against each other note it would hold too

@@ -707,7 +707,7 @@ def flags():
     add("--length", type=data.positive_int, help="frames of a piece (default: 256; --compare 128)")
     add("--time-step", type=data.note_value, help="of your files, as 1/16 (default: the model's)")
     add("--temperature", type=data.non_negative, help="lower is safer, higher bolder (default: "
-        "the model's own, 0.78 or 1)")
+        "the model's own, 0.85 or 1)")
     add("--top-p", type=data.probability, help="draw from the likeliest symbols that reach this "
         "probability (default: the model's own, 0.8 to 0.95)")
     add("--skip-top", type=data.number(int, 0, data.KEYS), help="leave out so many of the "
