@@ -19,8 +19,7 @@ Differences from the paper (--without NAME leaves one out, relations the three a
 - Heads are chained: independent voices choose no chord. --heads parallel is the paper's.
 - Relations: frames are read, and notes scored, by intervals too, which are the same in all keys.
 - Tonality: samples without a key drift into major. Notes are scored by their degrees in it.
-- Memory: the longest earlier passage that equals what was just played votes for what followed it
-  (less if it stood twice in a row); frames that attention sees vote for their notes and motions.
+- Memory: the longest passage that equals the last frames votes for what followed it; see recall.
 - Parallels: notes that move in parallel with a chosen voice have a score: no other tells them.
 - Windows know the frame before them: pieces begin as Bach's do. Ever fewer are transposed.
 - Dropout has one mask per window and spares the last frame in the heads. Weights are averaged.
@@ -242,9 +241,9 @@ class AttnLSTM(nn.Module):
     @data.sampling()
     def sample(self, n, length, generator=None, temperature=0.85, top_p=0.8, prime=None,
                melody=None):
-        """n new pieces as bool (n, length, 88); with prime, bool (T, 88), what follows it. A voice
-        chooses first whether to hold, from 95 % at least: against each other note it would hold too
-        often. melody: bool (T, 88), voice 0's; others stay below it, or its last note at a rest."""
+        """n new pieces as bool (n, length, 88); with prime, bool (T, 88), what follows in its key.
+        A voice chooses first whether to hold, from 95 % at least: against each other note it would
+        hold too often. melody: bool (T, 88), voice 0's; others stay below, in rests its last note."""
         self.eval()
         device, rest = self.keys.device, torch.zeros(0, data.KEYS)
         prime, melody = (torch.as_tensor(rest if roll is None else roll).to(device)

@@ -16,10 +16,9 @@ the loss bound -log p(x). To write, the prior draws a code, the decoder its note
     python vqvae.py                                     # default run
     python vqvae.py --pattern 4 --codes 1 --window 256  # the paper's patterns: half a bar, one code
 
-Differences from the paper, besides transposed windows: a code is for one voice and beat (6 bits
-cannot hold half a bar of four), counted from the last note (what is learned at one pitch holds at
-all). The decoder chooses notes; 88 keys independent of each other would clash. The prior reads
-notes too, and all patterns before, not four. Equation (8) adds log p where it must be subtracted.
+Differences from the paper: a code is for one voice and beat (6 bits cannot hold half a bar of four)
+and counted from the last note. The decoder chooses notes; 88 independent keys would clash. The
+prior reads notes too, and all patterns before, not four. Equation (8) adds log p, wrongly.
 """
 
 import torch
@@ -52,7 +51,8 @@ class Quantizer(nn.Module):
         chosen = (F.one_hot(k, len(self.entries)) * real[..., None, None]).flatten(0, 2)  # (., K)
         counts = data.sum_over_processes(chosen.sum(0))
         means = data.sum_over_processes(chosen.T @ z.flatten(0, 2)) / counts[:, None]
-        new = torch.normal(means[torch.multinomial(counts, len(counts), replacement=True)], 0.1)
+        near = means[torch.multinomial(counts, len(counts), replacement=True)]
+        new = data.sum_over_processes(torch.normal(near, 0.1) * (data.RANK == 0))  # the first's
         self.entries = torch.where(counts[:, None] > 0, means.lerp(self.entries, 0.9), new)
 
 
@@ -169,7 +169,7 @@ class VQVAE(nn.Module):
         return F.dropout1d(h.mT, self.dropout, self.training).mT, state
 
     def terms(self, frames, mask):
-        """frames (B, T, 88), mask (B, T) -> codes k (B, N, C) and the loss's terms: -log p(x | k) of
+        """Codes k (B, N, C) of frames (B, T, 88); the loss in terms, 0 if masked: -log p(x | k) of
         frames (B, T), -log p(k) and |z - e|^2 of patterns (B, N). In training entries move."""
         notes, past, z, k, entries = self.read(frames)
         # Straight-through: the decoder reads the entries, its gradient goes to z as it is.
@@ -194,7 +194,7 @@ class VQVAE(nn.Module):
 
     def nll(self, frames, mask):
         """Upper bound on -log p of each window in nats: (B,)."""
-        _, terms = self.terms(frames, mask)
+        terms = self.terms(frames, mask)[1]
         return terms["reconstruction"].sum(1) + terms["prior"].sum(1)
 
     def write(self, notes, k=None, h=None, **draw):
