@@ -243,7 +243,7 @@ class AttnLSTM(nn.Module):
                melody=None):
         """n new pieces as bool (n, length, 88); with prime, bool (T, 88), what follows in its key.
         A voice chooses first whether to hold, from 95 % at least: against each other note it would
-        hold too often. melody: bool (T, 88), voice 0's; others stay below, in rests its last note."""
+        hold too often. melody: bool (T, 88), voice 0's; others stay below, or its last note."""
         self.eval()
         device, rest = self.keys.device, torch.zeros(0, data.KEYS)
         prime, melody = (torch.as_tensor(rest if roll is None else roll).to(device)
