@@ -3,7 +3,7 @@
 A piece's key c, one of 24 (data.key), is drawn first; then its frames y_t, of each one voice after
 the other (soprano, bass, alto, tenor). o_t is what a two-layer LSTM says after c, y_1 .. y_{t-1}:
 
-    a_t = softmax(q(o_t) . k(o_j) / sqrt(d)),  j < t    weights of N attention heads (N, t - 1)
+    a_t = softmax(q(o_t) . k(o_j) / sqrt(d)),  j < t    weights of N attention heads, and of nothing
     g_t = [o_t, sum_j a_tj v(o_{j+1})]                  (2H); o_{j+1} knows what followed o_j
     u_v = ReLU(W_v [g_t, voices chosen before v])       (H)
     p(y_t | y_<t, c) = prod_v softmax(l_v)[y_tv]        loss: -log p(c) - log p(y | c), in nats
@@ -144,7 +144,7 @@ class AttnLSTM(nn.Module):
         heads know when they choose the frame after each, {name: (B, T, ...)}; the next state."""
         past, lstm1, lstm2, outputs = state or (voices[:, :0], None, None, None)
         past, T, known = torch.cat([past, voices], 1), voices.shape[1], {"last": voices}
-        x, told = [data.from_voices(voices).float()], []  # what LSTM and heads read
+        x, told = [data.from_voices(voices).float()], []  # what the LSTM reads; what heads do
         if "relations" in self.has:
             facts, moves = relations(past)
             x.append(self.facts(facts[:, -T:]).flatten(2))
@@ -209,9 +209,9 @@ class AttnLSTM(nn.Module):
             moves = (now > 0) & (then > 0) & (own > 0) & (now != then)
             gain = parallel.gather(-1, ((then - own) % 12)[..., None])[..., 0]  # (B, T, n)
             logits = logits.scatter_add(-1, along, gain * moves)
-        if not self.training:  # which makes it too sure of itself (Guo et al. 2017)
+        if not self.training:  # training makes it too sure of itself (Guo et al. 2017)
             logits = torch.log((1 - EVEN) * (logits / CALM).softmax(-1) + EVEN / data.SYMBOLS)
-        for u in self.order[:i] if self.chained or legal else []:  # below a rest all rest
+        for u in self.order[:i] if self.chained or legal else []:  # after a rest all rest
             fits = ((symbols - voices[..., u, None]) * (u - v) > 0) & (voices[..., u, None] > 0)
             logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)
         return logits
@@ -243,7 +243,7 @@ class AttnLSTM(nn.Module):
                melody=None):
         """n new pieces as bool (n, length, 88); with prime, bool (T, 88), what follows in its key.
         A voice chooses first whether to hold, from 95 % at least: against each other note it would
-        hold too often. melody: bool (T, 88), voice 0's; others stay below, or its last note."""
+        hold too often. melody: bool (T, 88), voice 0's; in its rests all stay below its last."""
         self.eval()
         device, rest = self.keys.device, torch.zeros(0, data.KEYS)
         prime, melody = (torch.as_tensor(rest if roll is None else roll).to(device)
@@ -275,7 +275,7 @@ class AttnLSTM(nn.Module):
 
 @torch.no_grad()
 def evaluate(model, pieces):
-    """Nats per frame of held-out pieces, bool (T, 88), with and without their first; per note."""
+    """Nats per frame of held-out pieces, bool (T, 88), with and without first frames; per note."""
     model.eval()
     whole = [model.frame_nll(*batch) for batch in data.whole_pieces(pieces, 8, model.keys.device)]
     total, first = (sum(map(torch.sum, nll)).item() for nll in (whole, [x[:, 0] for x in whole]))

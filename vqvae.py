@@ -6,19 +6,19 @@ voice, counted from its last note: "a step up, then a third down". Of its notes 
     z_c = encoder(x_c)                                             (D)
     k_c = argmin_k |z_c - e_k|^2                                   the nearest of K entries e (K, D)
     p(x_c | k_c) = softmax(decoder(e_k_c, notes before))           of every note (P, V / C, 89)
-    p(k_c) = softmax(prior(LSTM(all codes and notes before)))      (K)
+    p(k_c) = softmax(prior(LSTM(patterns before), notes before))   (K)
     loss = sum_c -log p(x_c | k_c) - log p(k_c) + beta |z_c - sg(e_k_c)|^2
 
 argmin has no gradient: z_c gets that of e_k_c, straight through. sg is stop-gradient: entries are
-moving averages of the z that choose them. After --steps all but prior and LSTM stand. Two terms of
-the loss bound -log p(x). To write, the prior draws a code, the decoder its notes, and so on.
+moving averages of the z that choose them. After --steps all but prior and LSTM stand. The first two
+terms bound -log p(x). To write, the prior draws a code, the decoder its notes, and so on.
 
     python vqvae.py                                     # default run
     python vqvae.py --pattern 4 --codes 1 --window 256  # the paper's patterns: half a bar, one code
 
 Differences from the paper: a code is for one voice and beat (6 bits cannot hold half a bar of four)
 and counted from the last note. The decoder chooses notes; 88 independent keys would clash. The
-prior reads notes too, and all patterns before, not four. Equation (8) adds log p, wrongly.
+prior reads notes too, and all patterns before, not four. Equation (8) adds log p: it must subtract.
 """
 
 import torch
@@ -29,7 +29,7 @@ import data
 
 SPAN = 24  # semitones: larger intervals count as this one
 STEPS = 2 * SPAN + 2  # classes of an interval
-METRE = 16  # frames after which the metre repeats: two bars
+METRE = 16  # frames after which the count of beats begins again: two bars
 
 
 class Quantizer(nn.Module):
@@ -52,7 +52,7 @@ class Quantizer(nn.Module):
         counts = data.sum_over_processes(chosen.sum(0))
         means = data.sum_over_processes(chosen.T @ z.flatten(0, 2)) / counts[:, None]
         near = means[torch.multinomial(counts, len(counts), replacement=True)]
-        new = data.sum_over_processes(torch.normal(near, 0.1) * (data.RANK == 0))  # the first's
+        new = data.sum_over_processes(torch.normal(near, 0.1) * (data.RANK == 0))  # for all
         self.entries = torch.where(counts[:, None] > 0, means.lerp(self.entries, 0.9), new)
 
 
@@ -95,10 +95,10 @@ class Choice(nn.Module):
         moves = torch.where((now > 0) & (then > 0), moves, 0)
         facts = torch.cat([interval(now, own[..., None]).flatten(-2), moves.flatten(-2),
                            interval(last, own), own], -1)
-        # The key: how often each pitch class has sounded, from own up.
+        # How often each pitch class has sounded, from own up: this tells the key.
         tally = tally.gather(-1, (own + torch.arange(12, device=own.device)) % 12).float()
-        key = (tally + 1).log() - (tally.mean(-1, keepdim=True) + 1).log()
-        return self.out(self.context(torch.cat([context, key], -1)) + self.facts(facts))
+        often = (tally + 1).log() - (tally.mean(-1, keepdim=True) + 1).log()
+        return self.out(self.context(torch.cat([context, often], -1)) + self.facts(facts))
 
 
 class VQVAE(nn.Module):
@@ -111,7 +111,7 @@ class VQVAE(nn.Module):
         self.voices, self.window, self.pattern, self.codes, self.share = V, window, P, C, V // C
         self.beta, self.dropout = beta, dropout
         self.turn = [0, V - 1, *range(1, V - 1)][:V]  # of choice: outer voices first
-        self.register_buffer("middle", torch.linspace(52, 33, V).long()[self.turn])
+        self.register_buffer("middle", torch.linspace(52, 33, V).long()[self.turn])  # before any
         self.encoder = nn.Sequential(OneHotLinear([STEPS] * P * self.share, H), nn.GELU(),
                                      nn.Linear(H, H), nn.GELU(), nn.Linear(H, dim))
         self.quantizer = Quantizer(K, dim)
@@ -137,8 +137,8 @@ class VQVAE(nn.Module):
         return self.encoder(steps.transpose(-3, -2).flatten(-2))
 
     def read(self, frames):
-        """frames (B, T, 88) of N = T / P patterns -> notes (B, N, P, V), past of each (B, N, F),
-        z (B, N, C, D), codes k (B, N, C) and their entries (B, N, C, D)."""
+        """frames (B, T, 88) of N = T / P patterns -> notes (B, N, P, V), their past, z (B, N, C, D),
+        codes k (B, N, C) and their entries (B, N, C, D)."""
         notes = data.to_voices(frames, self.voices)[..., self.turn].unflatten(1, (-1, self.pattern))
         past = self.past(notes)[:, :-1]
         z = self.vectors(notes, past)
@@ -159,7 +159,7 @@ class VQVAE(nn.Module):
 
     def remember(self, k, notes, past, state=None):
         """What the LSTM says after patterns' codes k (B, N, C), notes and past: (B, N, H), and its
-        state; without a state (B, N + 1, H), first after nothing. Dropout: a mask per window."""
+        state; without a state (B, N + 1, H), first after nothing. Dropout: one mask a window."""
         moves = interval(notes, past[..., None, :self.voices])
         columns = [notes, moves, interval(notes[..., 1:], notes[..., :-1])]
         beat = (past[..., -1:] + self.pattern) % METRE  # of the next pattern
@@ -177,8 +177,8 @@ class VQVAE(nn.Module):
         logits = [self.note_logits(i, straight, notes, past) for i in range(self.voices)]
         nll = F.cross_entropy(torch.stack(logits, -1).movedim(3, 1), notes, reduction="none")
         h, _ = self.remember(k[:, :-1], notes[:, :-1], past[:, :-1])
-        prior = sum(F.cross_entropy(prior(h, notes, past).mT, k[..., c], reduction="none")
-                    for c, prior in enumerate(self.prior))
+        prior = sum(F.cross_entropy(head(h, notes, past).mT, k[..., c], reduction="none")
+                    for c, head in enumerate(self.prior))
         # Stop-gradient: entries are no parameters, so this draws the encoder alone, towards them.
         commitment, real = (z - entries).pow(2).sum((-2, -1)), mask[:, ::self.pattern]  # (B, N)
         if self.quantizer.training:
@@ -318,8 +318,8 @@ def main(argv=None):
     add("--dim", type=data.positive_int, default=32, help="dimensions of an entry")
     add("--hidden", type=data.positive_int, default=256, help="units of a layer")
     add("--beta", type=data.non_negative, default=0.25, help="weight of the commitment")
-    add("--dropout", type=data.dropout, default=0.6, help="of what the prior's LSTM says")
-    add("--dropout-heads", type=data.dropout, default=0.2, help="of the other units")
+    add("--dropout", type=data.dropout, default=0.6, help="of what the LSTM says")
+    add("--dropout-heads", type=data.dropout, default=0.2, help="of the choices' units")
     add("--weight-decay", type=data.non_negative, default=0.5, help="AdamW's decoupled decay")
     add("--clip", type=data.positive, default=1.0, help="largest norm of the gradient")
     train(parser.parse(argv))
