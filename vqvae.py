@@ -137,7 +137,7 @@ class VQVAE(nn.Module):
         return self.encoder(steps.transpose(-3, -2).flatten(-2))
 
     def read(self, frames):
-        """frames (B, T, 88) of N = T / P patterns -> notes (B, N, P, V), their past, z (B, N, C, D),
+        """frames (B, T, 88) of N = T / P patterns -> notes (B, N, P, V), past, z (B, N, C, D),
         codes k (B, N, C) and their entries (B, N, C, D)."""
         notes = data.to_voices(frames, self.voices)[..., self.turn].unflatten(1, (-1, self.pattern))
         past = self.past(notes)[:, :-1]
