@@ -162,8 +162,8 @@ def key(frames):
     """The key of rolls (..., T, 88), 0..11 for C major and up, 12..23 for C minor and up: the one
     that correlates best with how often pitch classes sound (Krumhansl and Schmuckler)."""
     count = F.pad(frames.sum(-2).float(), (LOWEST % 12, 11)).unflatten(-1, (-1, 12)).sum(-2)
-    profiles = PROFILES.T.to(count.device)
-    return torch.stack([count.roll(-i, -1) @ profiles for i in range(12)], -1).flatten(-2).argmax(-1)
+    both = PROFILES.T.to(count.device)  # (12, 2)
+    return torch.stack([count.roll(-i, -1) @ both for i in range(12)], -1).flatten(-2).argmax(-1)
 
 
 # ------------------------------------------------------------------------------------------ corpus
