@@ -1,7 +1,7 @@
 """An LSTM with attention, one output head per voice (section 5.6 of the paper), and a memory.
 
-A piece's key c, one of 24 (data.key), is drawn first; then its frames y_t, of each one voice after
-the other (soprano, bass, alto, tenor). o_t is what a two-layer LSTM says after c, y_1 .. y_{t-1}:
+A piece's kind c is drawn first: its key, and whether it pauses (data.kind). Then its frames y_t,
+voice after voice (soprano, bass, alto, tenor). o_t is what a two-layer LSTM says after c and y_<t:
 
     a_t = softmax(q(o_t) . k(o_j) / sqrt(d)),  j < t    weights of N attention heads, and of nothing
     g_t = [o_t, sum_j a_tj v(o_{j+1})]                  (2H); o_{j+1} knows what followed o_j
@@ -18,7 +18,7 @@ voice_logits. What crosses or doubles a chosen voice, or sounds where that rests
 Differences from the paper (--without NAME leaves one out, relations the three after them as well):
 - Heads are chained: independent voices choose no chord. --heads parallel is the paper's.
 - Relations: frames are read, and notes scored, by intervals too, which are the same in all keys.
-- Tonality: samples without a key drift into major. Notes are scored by their degrees in it.
+- Tonality: samples that draw no kind drift into major, and all pause. Degrees have scores.
 - Memory: the longest passage that equals the last frames votes for what followed it; see recall.
 - Parallels: notes that move in parallel with a chosen voice have a score: no other tells them.
 - Windows know the frame before them: pieces begin as Bach's do. Ever fewer are transposed.
@@ -71,22 +71,22 @@ def relations(past):
                       beat + 6 * data.KEYS + HELD + 1], -1), moves
 
 
-def tonality(past, T, key):
-    """What heads know of key (B,) after each of the last T frames of past (B, S, V): how often its
-    degrees have sounded, lately most, as a log less that of the mean; if minor: (B, T, 12 + 1)."""
-    time, degrees = (torch.arange(n, device=past.device) for n in (past.shape[1], 12))
+def tonality(past, T, kind):
+    """After each of the last T frames of past (B, S, V): how often the degrees of kind's key have
+    sounded, lately most, as a log less that of the mean; if minor; if it pauses: (B, T, 12 + 2)."""
+    time = torch.arange(past.shape[1], device=past.device)
     fade = (FADE ** (time[-T:, None] - time)).tril(len(time) - T)  # (T, S), 0 for later frames
-    classes = F.one_hot((past + data.LOWEST - 1) % 12, 12) * (past > 0)[..., None]
-    tally = fade @ classes.sum(2).float()  # (B, T, 12)
-    tally = tally.gather(-1, ((key[:, None] + degrees) % 12)[:, None].expand_as(tally))
+    degrees = F.one_hot((past + data.LOWEST - 1 - kind[:, None, None]) % 12, 12)
+    tally = fade @ (degrees * (past > 0)[..., None]).sum(2).float()  # (B, T, 12)
     often = (tally + 1).log() - (tally.mean(-1, keepdim=True) + 1).log()
-    return torch.cat([often, 0 * often[..., :1] + (key >= 12)[:, None, None]], -1)
+    traits = torch.stack([kind % 24 >= 12, kind >= 24], -1)[:, None]
+    return torch.cat([often, traits.expand(-1, T, -1)], -1)
 
 
 def recall(past, T):
     """Of passages NEAR to REACH frames back that equal what has just been played, the longest, the
     latest of several, for each of the last T frames of past (B, S, V): the frame that followed it
-    (B, T, V), and the kind of match (B, T), 0 where there is none."""
+    (B, T, V), and the match's class (B, T), 0 where there is none."""
     code = (past * data.SYMBOLS ** torch.arange(past.shape[2], device=past.device)).sum(-1)
     now = torch.arange(past.shape[1], device=past.device)[-(T + LONGEST - 1):]
     back = torch.arange(NEAR, REACH + 1, device=past.device)
@@ -94,12 +94,11 @@ def recall(past, T):
     same = (code[:, then.clamp(min=0)] == code[:, now, None]) & (then >= 0)
     length = runs(same)[:, -T:].clamp(max=LONGEST)  # (B, T, R), in frames
     best = back[(length * REACH - back).argmax(-1)]  # (B, T): the longest, then the latest
-    after = (now[-T:] - best + 1).clamp(min=0)[..., None]
-    follows = past.gather(1, after.expand_as(past[:, -T:]))
+    follows = past.take_along_dim((now[-T:] - best + 1).clamp(min=0)[..., None], 1)
     length = length.amax(-1)
     twice = length >= best  # the passage was just stated twice in a row: time for another
-    kind = 1 + sum(length >= bound for bound in LENGTHS) + (len(LENGTHS) + 1) * twice
-    return follows, kind * (length > 0)
+    match = 1 + sum(length >= bound for bound in LENGTHS) + (len(LENGTHS) + 1) * twice
+    return follows, match * (length > 0)
 
 
 class AttnLSTM(nn.Module):
@@ -120,8 +119,8 @@ class AttnLSTM(nn.Module):
         inputs, tonal = data.KEYS, "tonality" in has
         if "relations" in has:
             self.facts = nn.Embedding(6 * data.KEYS + 2 * HELD + 1, 16)
-            inputs += 16 * 4 * V + 24 * tonal
-        self.keys = nn.Parameter(torch.zeros(24))  # logits of p(c)
+            inputs += 16 * 4 * V + 48 * tonal
+        self.register_buffer("kinds", torch.full((48,), 0.1))  # how often each was seen: p(c)
         self.lstm1 = nn.LSTM(inputs, H, batch_first=True)  # two: nn.LSTM has no locked dropout
         self.lstm2 = nn.LSTM(H, H, batch_first=True)
         if "relations" not in has:
@@ -130,7 +129,7 @@ class AttnLSTM(nn.Module):
             self.attend = nn.MultiheadAttention(H, N, batch_first=True, add_zero_attn=True)
         # What heads read: context, last frame, key, each chosen voice's pitch, motion, interval.
         self.pitch, self.interval = nn.Embedding(data.SYMBOLS, 32), nn.Embedding(2 * data.KEYS, 32)
-        context = H + ("attention" in has) * H + ("relations" in has) * 32 * (V - 1) + 13 * tonal
+        context = H + ("attention" in has) * H + ("relations" in has) * 32 * (V - 1) + 14 * tonal
         chosen = range(V) if self.chained else [0] * V
         self.hidden = nn.ModuleList(nn.Linear(context + 96 * n, H) for n in chosen)
         # What they say: scores of symbols, intervals from the last note, degrees, kinds of match,
@@ -139,8 +138,8 @@ class AttnLSTM(nn.Module):
                       for n in chosen]
         self.scores = nn.ModuleList(nn.Linear(H, sum(sizes)) for sizes in self.sizes)
 
-    def read(self, voices, key, state=None):
-        """Frames as voices (B, T, V), a new piece's after one of rests, and its key (B,) -> what
+    def read(self, voices, kind, state=None):
+        """Frames as voices (B, T, V), a new piece's after one of rests, and its kind (B,) -> what
         heads know when they choose the frame after each, {name: (B, T, ...)}; the next state."""
         past, lstm1, lstm2, outputs = state or (voices[:, :0], None, None, None)
         past, T, known = torch.cat([past, voices], 1), voices.shape[1], {"last": voices}
@@ -149,8 +148,8 @@ class AttnLSTM(nn.Module):
             facts, moves = relations(past)
             x.append(self.facts(facts[:, -T:]).flatten(2))
         if "tonality" in self.has:
-            known["key"], told = key[:, None].expand(-1, T), [tonality(past, T, key)]
-            x.append(F.one_hot(known["key"], 24).float())
+            known["kind"], told = kind[:, None].expand(-1, T), [tonality(past, T, kind)]
+            x.append(F.one_hot(known["kind"], 48).float())
         if "memory" in self.has:
             known["next"], known["match"] = recall(past, T)
         h, lstm1 = self.lstm1(self.locked(torch.cat(x, -1), 0), lstm1)
@@ -198,7 +197,7 @@ class AttnLSTM(nn.Module):
                 logits = logits.scatter_add(-1, notes, note)  # of each frame: (B, T, S' - 1)
                 motion = F.pad(motion, (1, 1)).scatter_add(-1, steps, move)[..., 1:-1]
         if "tonality" in self.has:
-            key = known["key"][..., None]
+            key = known["kind"][..., None] % 24
             place = (symbols + data.LOWEST - 1 - key) % 12 + 12 * (key >= 12)  # a degree, as 0..23
             logits = logits + degree.gather(-1, place) * (symbols > 0)
         harmony, parallel = pairs.unflatten(-1, (-1, sum(PAIR))).split(PAIR, -1)  # (B, T, n, .)
@@ -216,17 +215,17 @@ class AttnLSTM(nn.Module):
             logits = logits.masked_fill(~fits & (symbols > 0), -torch.inf)
         return logits
 
-    def frame_nll(self, frames, mask, before=None, key=None):
-        """-log p (B, T) in nats, 0 if masked, of frames after one before (B, 1, 88), or silence, in
-        key (B,); by default in the one that fits, whose own -log p is spread over them."""
+    def frame_nll(self, frames, mask, before=None, kind=None):
+        """-log p (B, T) in nats, 0 if masked, of frames after one before (B, 1, 88), or silence, of
+        kind (B,); by default of the one that fits, whose own -log p is spread over them."""
         voices = data.to_voices(frames, self.voices)  # (B, T, V)
         first = 0 * voices[:, :1] if before is None else data.to_voices(before, self.voices)
-        fits = data.key(frames) if key is None else key
+        fits = data.kind(frames, mask) if kind is None else kind
         known, _ = self.read(torch.cat([first, voices[:, :-1]], 1), fits)
         nll = sum(F.cross_entropy(self.voice_logits(i, known, voices).mT, voices[..., v],
                                   reduction="none") for i, v in enumerate(self.order))
-        if key is None and "tonality" in self.has:
-            nll = nll - (self.keys.log_softmax(-1)[fits] / mask.sum(1).clamp(min=1))[:, None]
+        if kind is None and "tonality" in self.has:
+            nll = nll - self.kinds.log().log_softmax(0)[fits, None] / mask.sum(1, True).clamp(min=1)
         return mask * nll
 
     def nll(self, frames, mask):
@@ -241,19 +240,19 @@ class AttnLSTM(nn.Module):
     @data.sampling()
     def sample(self, n, length, generator=None, temperature=0.85, top_p=0.8, prime=None,
                melody=None):
-        """n new pieces as bool (n, length, 88); with prime, bool (T, 88), what follows in its key.
+        """n new pieces as bool (n, length, 88); with prime, bool (T, 88), what follows of its kind.
         A voice chooses first whether to hold, from 95 % at least: against each other note it would
         hold too often. melody: bool (T, 88), voice 0's; in its rests all stay below its last."""
         self.eval()
-        device, rest = self.keys.device, torch.zeros(0, data.KEYS)
-        prime, melody = (torch.as_tensor(rest if roll is None else roll).to(device)
-                         for roll in (prime, melody))
-        heard, key = torch.cat([prime, melody]), self.keys.expand(n, -1)
-        key = data.key(heard).expand(n) if heard.any() else data.sample_symbols(key, generator)
+        prime, melody = (torch.as_tensor(torch.zeros(0, data.KEYS) if roll is None else roll)
+                         .to(self.kinds.device) for roll in (prime, melody))
+        heard, draw = torch.cat([prime, melody]), (generator, temperature, top_p)
+        kind = (data.kind(heard).expand(n) if heard.any() else
+                data.sample_symbols(self.kinds.log().expand(n, -1), *draw))
         prime, tune = data.to_voices(prime, self.voices), data.to_voices(melody, 1)
-        known, state = self.read(F.pad(prime, (0, 0, 1, 0)).expand(n, -1, -1), key)
+        known, state = self.read(F.pad(prime, (0, 0, 1, 0)).expand(n, -1, -1), kind)
         known = {name: x[:, -1:] for name, x in known.items()}
-        symbols, frames, top = torch.arange(data.SYMBOLS, device=device), [], data.SYMBOLS
+        symbols, frames, top = torch.arange(data.SYMBOLS, device=heard.device), [], data.SYMBOLS
         for t in data.progress(range(length), "sampling frames"):
             voices = torch.zeros_like(known["last"])  # (n, 1, V)
             for i, v in enumerate(self.order):
@@ -266,10 +265,10 @@ class AttnLSTM(nn.Module):
                 others = logits.scatter(-1, own, -1e9)
                 choice = torch.cat([logits.gather(-1, own), others.logsumexp(-1, True)], -1)
                 leaves = data.sample_symbols(choice, generator, temperature, max(0.95, top_p))
-                other = data.sample_symbols(others, generator, temperature, top_p)
+                other = data.sample_symbols(others, *draw)
                 voices[..., v] = torch.where(leaves > 0, other, own[..., 0])
             frames.append(voices)
-            known, state = self.read(voices, key, state)
+            known, state = self.read(voices, kind, state)
         return data.from_voices(torch.cat(frames, 1))
 
 
@@ -277,7 +276,7 @@ class AttnLSTM(nn.Module):
 def evaluate(model, pieces):
     """Nats per frame of held-out pieces, bool (T, 88), with and without first frames; per note."""
     model.eval()
-    whole = [model.frame_nll(*batch) for batch in data.whole_pieces(pieces, 8, model.keys.device)]
+    whole = [model.frame_nll(*batch) for batch in data.whole_pieces(pieces, 8, model.kinds.device)]
     total, first = (sum(map(torch.sum, nll)).item() for nll in (whole, [x[:, 0] for x in whole]))
     model.train()
     frames, notes = sum(map(len, pieces)), sum(int(piece.sum()) for piece in pieces)
@@ -290,9 +289,10 @@ def train(args):
     corpus = data.load_corpus(args.data, args.time_step, args.voices)
     torch.manual_seed(args.seed)
     average = AttnLSTM(**data.config(AttnLSTM, args))  # of the weights of all steps: tested, kept
+    average.kinds += sum(F.one_hot(data.kind(torch.as_tensor(x)), 48) for x in corpus.train)
     model, average = copy.deepcopy(average).to(args.device), average.to(args.device)
-    kind = getattr(torch.optim, args.optimizer)
-    optimizer = kind(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    make = getattr(torch.optim, args.optimizer)
+    optimizer = make(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     # One frame more: that before the window, read but not scored; silence where a piece begins.
     pieces = [F.pad(torch.as_tensor(piece), (0, 0, 1, 0)) for piece in corpus.train]
     windows = data.Windows(pieces, args.window + 1, args.device)

@@ -153,17 +153,17 @@ def sample_symbols(logits, generator=None, temperature=1.0, top_p=1.0, draws=Non
     return symbols if draws else symbols[..., 0]
 
 
-PROFILES = F.layer_norm(torch.tensor((  # of a major and a minor key (Krumhansl and Kessler 1982)
+PROFILES = torch.stack([F.layer_norm(torch.tensor(x), (12,)).roll(i) for x in (  # (24, 12)
     (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88),
-    (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17))), (12,))
+    (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)) for i in range(12)])
 
 
-def key(frames):
-    """The key of rolls (..., T, 88), 0..11 for C major and up, 12..23 for C minor and up: the one
-    that correlates best with how often pitch classes sound (Krumhansl and Schmuckler)."""
+def kind(frames, mask=1):
+    """The kind of piece that rolls (..., T, 88) are: key, 0..11 for C major and up, 12..23 for C
+    minor and up (Krumhansl and Kessler 1982); 24 more if a frame of mask (..., T) is silent."""
     count = F.pad(frames.sum(-2).float(), (LOWEST % 12, 11)).unflatten(-1, (-1, 12)).sum(-2)
-    both = PROFILES.T.to(count.device)  # (12, 2)
-    return torch.stack([count.roll(-i, -1) @ both for i in range(12)], -1).flatten(-2).argmax(-1)
+    key = (count @ PROFILES.T.to(count.device)).argmax(-1)
+    return key + 24 * ((frames.any(-1) == 0) & (mask > 0)).any(-1)
 
 
 # ------------------------------------------------------------------------------------------ corpus

@@ -372,7 +372,7 @@ def pitch_classes(roll):
 
 def tonic(roll):
     """The tonic 0..11 (C is 0) of the key of a roll (T, 88)."""
-    return int(data.key(torch.as_tensor(roll)) % 12)
+    return int(data.kind(torch.as_tensor(roll)) % 12)
 
 
 def closes(roll, key):

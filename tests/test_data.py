@@ -112,17 +112,19 @@ def test_sample_symbols():
     assert data.sample_symbols(near, temperature=0).all()  # the likeliest, however near the next
 
 
-def test_key_of_known_pieces(corpus):
-    """And a piece's key moves with it."""
+def test_kind_of_known_pieces(corpus):
+    """A piece's key moves with it; whether it pauses does not."""
     major, minor = torch.zeros(8, 88), torch.zeros(8, 88)
     for scale, low, keys in ((major, 15, [0, 2, 4, 5, 7, 9, 11]),
                              (minor, 12, [0, 2, 3, 5, 7, 8, 11])):
         scale[:7, [low + key for key in keys]] = torch.eye(7)
         scale[7, [low + key for key in keys[:5:2]]] = 1  # its triad
-    assert data.key(torch.stack([major, minor])).tolist() == [0, 12 + 9]  # C major, A minor
+    assert data.kind(torch.stack([major, minor])).tolist() == [0, 12 + 9]  # C major, A minor
     for piece in map(torch.from_numpy, corpus.train):
-        low, high = (int(data.key(piece.roll(shift, 1))) for shift in (-5, 0))
+        low, high = (int(data.kind(piece.roll(shift, 1))) for shift in (-5, 0))
         assert (low % 12 + 5) % 12 == high % 12 and low // 12 == high // 12
+    pauses = torch.cat([major[:4], 0 * major[:1], major[4:]])
+    assert data.kind(pauses) == 24 and data.kind(pauses, pauses.sum(1)) == 0
 
 
 def test_split_is_by_work_and_pinned():

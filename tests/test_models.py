@@ -22,11 +22,12 @@ def each(*cases):
     return pytest.mark.parametrize("name, options", [*map(read, cases)], ids=cases)
 
 
-def frame_nll(model, frames, mask, z=None, key=None):
+def frame_nll(model, frames, mask, z=None, kind=None):
     """-log p of each frame (B, T); of its codes too at a pattern's first; given z, or its mean;
-    given a key, or the one that fits."""
-    if hasattr(model, "keys"):
-        return model.frame_nll(frames, mask, key=key if key is None else key.expand(len(frames)))
+    given a kind, or the one that fits."""
+    if isinstance(model, attn_lstm.AttnLSTM):
+        kind = None if kind is None else kind.expand(len(frames))
+        return model.frame_nll(frames, mask, kind=kind)
     if hasattr(model, "frame_nll"):
         return model.frame_nll(frames, mask)
     if hasattr(model, "score"):
@@ -101,7 +102,7 @@ def test_sampling_draws_from_what_training_scores(name, options, batch, monkeypa
         codes = torch.cat([given, torch.stack(codes, 1).unflatten(1, (-1, model.codes))], 1)
         monkeypatch.setattr(model.quantizer, "forward",
                             lambda _: (codes, model.quantizer.entries[codes]))
-    nll = frame_nll(model, roll.float(), mask, z, data.key(past))[:, 12:].sum(1)
+    nll = frame_nll(model, roll.float(), mask, z, data.kind(past))[:, 12:].sum(1)
     assert torch.allclose(-sum(drawn), nll, atol=1e-3) and roll[:, 12:].any()
 
 
@@ -133,36 +134,35 @@ def test_a_trained_attn_lstm_thinks_nothing_impossible(batch):
     most = model.voices * math.log(data.SYMBOLS / attn_lstm.EVEN)
     for layer in model.scores:
         layer.weight.mul_(1000)
-    key = data.key(frames)
-    assert (model.frame_nll(frames, mask, key=key) < most).all()
+    kind = data.kind(frames, mask)
+    assert (model.frame_nll(frames, mask, kind=kind) < most).all()
     model.train()  # training sees the whole surprise
-    assert (model.frame_nll(frames, mask, key=key) > most).any()
+    assert (model.frame_nll(frames, mask, kind=kind) > most).any()
 
 
 @torch.no_grad()
-def test_the_key_that_fits_bounds_what_all_keys_together_say(batch):
+def test_the_kind_that_fits_bounds_what_all_kinds_together_say(batch):
     model, (frames, mask) = small("attn_lstm"), batch
-    keys = model.keys.log_softmax(-1)
-    every = torch.stack([keys[k] - frame_nll(model, frames, mask, key=torch.tensor(k)).sum(1)
-                         for k in range(24)])
-    assert keys.exp().sum().item() == pytest.approx(1)
+    model.kinds.uniform_(0.1, 9)
+    chances = model.kinds / model.kinds.sum()
+    every = torch.stack([chances[k].log() - frame_nll(model, frames, mask, kind=torch.tensor(k))
+                         .sum(1) for k in range(48)])
     assert (every.logsumexp(0) > -model.nll(frames, mask) - 1e-3).all()
-    fits = every.gather(0, data.key(frames)[None])[0]
+    fits = every.gather(0, data.kind(frames, mask)[None])[0]
     assert torch.allclose(fits, -model.nll(frames, mask), rtol=1e-4)
 
 
-def test_samples_have_keys_as_drawn_or_that_of_what_is_given(corpus, monkeypatch):
-    model, keys = small("attn_lstm"), []
+def test_samples_have_kinds_as_drawn_or_that_of_what_is_given(corpus, monkeypatch):
+    model, kinds = small("attn_lstm"), []
     real = attn_lstm.tonality
-    monkeypatch.setattr(attn_lstm, "tonality", lambda past, T, key: (
-        keys.append(key), real(past, T, key))[1])
-    with torch.no_grad():
-        model.keys.copy_(torch.full((24,), -50.0).index_fill(0, torch.tensor([3, 17]), 0))
+    monkeypatch.setattr(attn_lstm, "tonality", lambda past, T, kind: (
+        kinds.append(kind), real(past, T, kind))[1])
+    model.kinds.zero_()[[3, 41]] = 1.0
     for given in ({}, {"prime": corpus.test[0]}, {"melody": corpus.test[1]}):
-        keys.clear()
+        kinds.clear()
         model.sample(40, 2, torch.Generator().manual_seed(0), **given)
-        want = {int(data.key(torch.as_tensor(roll))) for roll in given.values()} or {3, 17}
-        assert {*torch.stack(keys).flatten().tolist()} == want
+        want = {int(data.kind(torch.as_tensor(roll))) for roll in given.values()} or {3, 41}
+        assert {*torch.stack(kinds).flatten().tolist()} == want
 
 
 @torch.no_grad()
@@ -284,6 +284,8 @@ def with_and_without(part, music, voices):
         torch.manual_seed(0)
         model = small("attn_lstm", hidden=32, voices=voices, without=without,
                       dropout_input=0, dropout=0, dropout_heads=0).train()
+        pieces = data.from_voices(torch.cat([music() for _ in range(20)]))
+        model.kinds += data.kind(pieces).bincount(minlength=48)  # as train does
         fit(lambda: voices_nll(model, music()).mean(), model, 40, 1e-2)
         yield model.eval().requires_grad_(False)
 
@@ -309,8 +311,8 @@ def test_a_passage_that_returns_raises_the_probability_of_what_followed_it():
 def test_memory_knows_that_a_passage_was_just_stated_twice_in_a_row():
     a, b = torch.arange(20, 34).view(1, -1, 1).split([12, 2], 1)
     for past, known in ((torch.cat([a, a, b], 1), [23]), (torch.cat([a, b, a], 1), [])):
-        kind = MODULES["attn_lstm"].recall(past, 26)[1]
-        twice = kind > len(MODULES["attn_lstm"].LENGTHS) + 1
+        match = MODULES["attn_lstm"].recall(past, 26)[1]
+        twice = match > len(MODULES["attn_lstm"].LENGTHS) + 1
         assert twice[0].nonzero().flatten().tolist() == known
 
 
