@@ -28,7 +28,7 @@ CLOCK = ("seconds", "frames_per_second")  # the columns of a log that differ fro
 VAE = {"hidden": 16, "window": 32, "segment": 8, "latent": 8, "features": 8, "dropout": 0.0}
 SIZES = {"lstm": {"hidden": 16, "window": 32}, "vae": VAE, "hvae": VAE,
          "attn_lstm": {"hidden": 16, "window": 32, "attention_heads": 2},
-         "vqvae": {"codebook": 16, "dim": 8, "hidden": 32, "dropout": 0.0, "dropout_heads": 0.0},
+         "vqvae": {"codebook": 16, "dim": 8, "hidden": 32, "dropout": 0.0},
          "wgan": {"window": 16, "hidden": 16, "heads": 2, "z": 4, "dropout": 0}}
 
 
@@ -93,8 +93,7 @@ def fit(loss, model, steps, lr):
 
 def train(name, corpus, out, *more, steps=6, eval_every=2):
     """A tiny training by a model file's own main(), which `more` flags may change."""
-    prior = ["--prior-steps", 4] if name == "vqvae" else []  # a second stage
-    flags = ["--data", corpus, "--out", out, "--steps", steps, "--eval-every", eval_every, *prior]
+    flags = ["--data", corpus, "--out", out, "--steps", steps, "--eval-every", eval_every]
     importlib.import_module(name).main([*map(str, flags), *TINY, *map(str, more)])
 
 

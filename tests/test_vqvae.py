@@ -10,7 +10,7 @@ from conftest import small, train
 def watched(**options):
     """A small model, and what its quantiser gets and gives: z (B, N, C, D), k, entries."""
     model, seen = small("vqvae", **options), []
-    model.quantizer.register_forward_hook(lambda _, z, out: seen.append((*z, *out)))
+    model.quantizer.register_forward_hook(lambda _, z, out: seen.append((z[0], *out)))
     return model, seen
 
 
@@ -29,7 +29,7 @@ def test_straight_through_and_stop_gradient(batch):
     slope = torch.zeros_like(codebook).index_add(0, k.flatten(), got.flatten(0, -2))
 
     def loss_at(step):  # of entries moved along the gradient that came back
-        model.quantizer.forward = lambda _: (k, (codebook + step * slope / slope.norm())[k])
+        model.quantizer.forward = lambda *_: (k, (codebook + step * slope / slope.norm())[k])
         return model(*batch)[0].item()
     rise = (loss_at(0.01) - loss_at(-0.01)) / 0.02
     assert rise == pytest.approx(slope.norm().item(), rel=0.01)
@@ -67,19 +67,32 @@ def test_dead_entries_start_again_beside_live_ones(batch):
     assert 0 < apart < 0.1 * 2 * means.shape[1] ** 0.5
 
 
-def test_only_the_prior_learns_once_the_codes_stand(brief, tmp_path, no_music, monkeypatch):
-    states, log = [], data.Run.log
+@torch.no_grad()
+def test_samples_are_what_the_decoder_says_of_codes_drawn(monkeypatch):
+    model, drawn, real = small("vqvae"), [], data.sample_symbols
+    monkeypatch.setattr(data, "sample_symbols", lambda logits, *args, **more: (
+        drawn.append(real(logits, *args, **more)), drawn[-1])[1])
+    roll = model.sample(3, 20, torch.Generator().manual_seed(0))
+    assert torch.equal(model.decode(torch.stack(drawn[1:], -1).unflatten(1, (10, 4))), roll)
 
-    def watch(run, *args, **more):
-        states.append({name: x.clone() for name, x in run.model.state_dict().items()})
-        log(run, *args, **more)
-    monkeypatch.setattr(data.Run, "log", watch)
-    train("vqvae", brief, tmp_path, "--codebook", 16, "--force", steps=4)
-    first, later, last = (states[i] for i in (0, 1, -1))  # after 2, 4 and 8 steps
-    prior = {"listen", "lstm", "prior"}
-    for a, b, parts in ((first, later, {"encoder", "quantizer", "decoder"} | prior),
-                        (later, last, prior)):
-        assert {name.split(".")[0] for name in a if not torch.equal(a[name], b[name])} == parts
+
+def test_kinds_have_the_chances_of_training_pieces(brief, tmp_path, no_music):
+    train("vqvae", brief, tmp_path, "--force")
+    held = data.load_checkpoint(tmp_path / "model.pt")["parts"]["model"]["kinds"]
+    pieces = [data.kind(torch.from_numpy(piece)) for piece in data.load_corpus(brief).train]
+    assert torch.allclose(held, 0.1 + torch.stack(pieces).bincount(minlength=48))
+
+
+@torch.no_grad()
+def test_the_kind_that_fits_bounds_what_all_kinds_together_say(batch, monkeypatch):
+    model, (frames, mask) = small("vqvae"), batch
+    model.kinds.uniform_(0.1, 9)
+    bound, fits, every = -model.nll(frames, mask), data.kind(frames, mask), []
+    for kind in range(48):
+        monkeypatch.setattr(data, "kind", lambda *_: torch.full((len(frames),), kind))
+        every.append(-model.nll(frames, mask))
+    assert (torch.stack(every).logsumexp(0) > bound - 1e-3).all()
+    assert torch.allclose(torch.stack(every).gather(0, fits[None])[0], bound, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -89,6 +102,6 @@ def test_the_prior_reads_codes_of_all_patterns_before(batch):
     k, terms = model.terms(frames, mask)
     other = k.clone()
     other[:, 5] = (k[:, 5] + 1) % 16
-    model.quantizer.forward = lambda _: (other, model.quantizer.entries[other])
+    model.quantizer.forward = lambda *_: (other, model.quantizer.entries[other])
     changed = (model.terms(frames, mask)[1]["prior"] != terms["prior"]).any(0)
     assert changed[5:].all() and not changed[:5].any()
