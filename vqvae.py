@@ -169,8 +169,8 @@ class VQVAE(nn.Module):
         return self.prior[c](h, notes, past, (last - kind) % 12 + kind // 12 * 12)  # its degree
 
     def terms(self, frames, mask):
-        """Codes k (B, N, C) of frames (B, T, 88); the loss in terms, 0 if masked: -log p(x | k) of
-        frames (B, T), -log p(k) and |z - e|^2 of patterns (B, N). In training entries move."""
+        """Codes k (B, N, C) of frames (B, T, 88); the loss in terms, of patterns that have begun, 0
+        of others: -log p(x | k) of frames (B, T), -log p(k) and |z - e|^2 of patterns (B, N)."""
         kind, real = data.kind(frames, mask)[:, None], mask[:, ::self.pattern]  # (B, 1), (B, N)
         notes, past, z, k, entries = self.read(frames, kind[..., None], real)
         # Straight-through: the decoder reads the entries, its gradient goes to z as it is.
@@ -183,7 +183,8 @@ class VQVAE(nn.Module):
         prior = prior - self.kinds.log().log_softmax(0)[kind] / real.sum(1, True).clamp(min=1)
         # Stop-gradient: entries are no parameters, so this draws the encoder alone, towards them.
         commitment = (z - entries).pow(2).sum((-2, -1))  # (B, N)
-        return k, {"reconstruction": nll.sum(-1).flatten(1) * mask, "prior": prior * real,
+        nll = nll.sum(-1) * real[..., None]  # (B, N, P)
+        return k, {"reconstruction": nll.flatten(1), "prior": prior * real,
                    "commitment": commitment * real}
 
     def forward(self, frames, mask):

@@ -206,6 +206,8 @@ def test_padding_and_batch_change_nothing(name, batch):
         length = int(mask[i].sum()) + 1 & ~1  # whole patterns
         alone = frame_nll(model, frames[i:i + 1, :length], mask[i:i + 1, :length])[0]
         assert torch.allclose(alone, together[i, :length], atol=1e-4)
+    if name == "vqvae":  # what fills the last pattern counts, so that its codes may know of it
+        mask = mask[:, ::2].repeat_interleave(2, 1)
     assert (together[mask > 0] > 0).all() and not together[mask == 0].any()
 
 
