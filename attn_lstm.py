@@ -8,7 +8,7 @@ voice after voice (soprano, bass, alto, tenor). o_t is what a two-layer LSTM say
     u_v = ReLU(W_v [g_t, voices chosen before v])       (H)
     p(y_t | y_<t, c) = prod_v softmax(l_v)[y_tv]        loss: -log p(c) - log p(y | c), in nats
 
-The logits l_v (89) are sums of scores that are linear in u_v, once trained calibrated: see
+The logits l_v (89) are sums of scores that are linear in u_v; in eval mode they are calibrated: see
 voice_logits. What crosses or doubles a chosen voice, or sounds where that rests, is no frame
 (data.to_voices) and has no probability: that of all frames is one. The loss bounds -log p(y).
 
@@ -34,11 +34,11 @@ from torch.nn import functional as F
 import data
 
 SPAN = 24  # intervals are told apart up to two octaves
-HELD = 16  # frames a note is held are counted up to this, and the frame's number modulo this
+HELD = 16  # frames that a note is held are counted up to this, beats modulo this
 NEAR, REACH, LONGEST = 8, 256, 48  # memory looks so many frames back, for passages so long
 LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24)  # passages are told apart by these bounds of their length
 FADE = 0.98  # what is left after a frame of how often a pitch class has sounded
-CALM, EVEN = 1.1, 0.003  # a trained model's temperature; the share that all symbols have alike
+CALM, EVEN = 1.1, 0.003  # in eval mode: temperature; the share that all symbols have alike
 PAIR = [2 * SPAN + 1, 12]  # scores of intervals from a chosen voice, of parallels with it
 
 
@@ -191,7 +191,7 @@ class AttnLSTM(nn.Module):
             vote = F.pad(memory, (1, 0)).gather(-1, known["match"][..., None])
             vote = vote * (now == known["next"][..., chosen]).all(-1, keepdim=True)
             logits = logits.scatter_add(-1, known["next"][..., v, None], vote)
-            if "attention" in self.has:  # so has each frame it sees, for note and motion
+            if "attention" in self.has:  # so has each frame that attention sees
                 note, move = (look.unflatten(-1, (2, -1)) @ known["weights"]).unbind(-2)
                 notes, steps = (known[name][..., v].expand_as(note) for name in ("notes", "steps"))
                 logits = logits.scatter_add(-1, notes, note)  # of each frame: (B, T, S' - 1)
@@ -205,7 +205,7 @@ class AttnLSTM(nn.Module):
             logits = logits + relative(motion, own[..., 0]) + relative(harmony, now).sum(-2)
         if "parallels" in self.has:
             along = (own + now - then).clamp(0, data.KEYS)  # the note that keeps the interval
-            moves = (now > 0) & (then > 0) & (own > 0) & (now != then)
+            moves = (now > 0) & (then > 0) & (own > 0) & (now != then) & (own + now > then)
             gain = parallel.gather(-1, ((then - own) % 12)[..., None])[..., 0]  # (B, T, n)
             logits = logits.scatter_add(-1, along, gain * moves)
         if not self.training:  # training makes it too sure of itself (Guo et al. 2017)

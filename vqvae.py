@@ -10,15 +10,15 @@ voice, counted from its last note: "a step up, then a third down". Of its notes 
     loss = sum_c -log p(x_c | k_c) - log p(k_c) + beta |z_c - sg(e_k_c)|^2
 
 argmin has no gradient: z_c gets that of e_k_c, straight through. sg is stop-gradient: entries are
-moving averages of the z that choose them. The first two terms bound -log p(x). To write, the prior
-draws a code, the decoder says its notes, and so on.
+moving averages of the z that choose them. The first two terms, and -log p(kind), bound -log p(x).
+To write, a code is drawn, the decoder's likeliest notes are taken, and so on.
 
     python vqvae.py                                     # default run
     python vqvae.py --pattern 4 --codes 1 --window 256  # the paper's patterns: half a bar, one code
 
 Differences from the paper: a code is for one voice and beat; 6 bits cannot hold half a bar of four.
-The decoder chooses notes: 88 independent keys would clash. The prior draws a kind of piece first
-(data.kind), reads all patterns before, not four, and notes. Equation (8) must subtract log p.
+The decoder chooses notes: 88 keys would clash. A kind of piece (data.kind) is drawn first. The
+prior reads all patterns before, not four, and their notes. Equation (8) must subtract log p.
 """
 
 import torch
@@ -34,24 +34,24 @@ MIDDLE = 44  # E4, which stands for a voice's last note before it has one
 
 
 class Quantizer(nn.Module):
-    """K entries (D), each a moving average (decay 0.9) of the vectors that choose it (van den Oord
-    et al. 2017, A.1). One that nothing in a batch chooses starts again beside one that is."""
+    """K entries (D), each a moving average (decay 0.9) of the vectors that choose it (cf. van den
+    Oord et al. 2017, A.1). One that none in a batch chose starts again beside one that some did."""
 
     def __init__(self, codebook, dim):
         super().__init__()
         self.register_buffer("entries", torch.randn(codebook, dim))  # e
 
     def forward(self, z, real=None):
-        """z (..., C, D) -> the nearest entries' codes k (..., C) and the entries (..., C, D), which
-        in training then move, but not after padding, where real (...) is 0."""
+        """z (..., C, D) -> the nearest entries' codes k (..., C) and the entries (..., C, D). With
+        real (B, N), 0 for padding, which moves none, these move in training."""
         k = (self.entries.pow(2).sum(-1) - 2 * z @ self.entries.T).argmin(-1)  # |z - e|^2 - |z|^2
         found = self.entries[k]
-        if self.training:
+        if self.training and real is not None:
             chosen = (F.one_hot(k, len(self.entries)) * real[..., None, None]).flatten(0, 2)
             counts = data.sum_over_processes(chosen.sum(0))  # (K,)
             means = data.sum_over_processes(chosen.T @ z.detach().flatten(0, 2)) / counts[:, None]
             near = means[torch.multinomial(counts, len(counts), replacement=True)]
-            new = data.sum_over_processes(torch.normal(near, 0.1) * (data.RANK == 0))  # for all
+            new = data.sum_over_processes(torch.normal(near, 0.1) * (data.RANK == 0))  # rank 0's
             self.entries = torch.where(counts[:, None] > 0, means.lerp(self.entries, 0.9), new)
         return k, found
 
@@ -74,8 +74,8 @@ class OneHotLinear(nn.Embedding):
 
 
 class Choice(nn.Module):
-    """Logits of a choice for voice i: of a code given what the LSTM says, of notes given an entry;
-    and given the notes before, counted from i's own last one, and facts of so many classes."""
+    """Logits for voice i: of its code, given what the LSTM says, or of its notes, given an entry.
+    It also reads the notes before, counted from i's last one, and facts of so many classes."""
 
     def __init__(self, i, voices, pattern, inputs, hidden, outputs, dropout, facts=()):
         super().__init__()
@@ -85,16 +85,16 @@ class Choice(nn.Module):
         self.out = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, outputs))
 
     def forward(self, context, notes, past, *facts):
-        """context (..., inputs), notes (..., P, V) up to voice i - 1, past -> (..., outputs)."""
+        """context (..., inputs), notes (..., P, V) before i's, VQVAE.past -> (..., outputs)."""
         last, own, now = past[..., :-2], past[..., self.i, None], notes[..., :self.i]
         then = torch.cat([last[..., None, :self.i], now[..., :-1, :]], -2)  # (..., P, i)
-        # How far a voice stood from this one (12), and its move since (15): not to be paralleled.
+        # One of 12 distances of a voice from i's last note, and of its 15 moves: no parallels.
         moves = 1 + (then - own[..., None]) % 12 * 15 + (now - then).clamp(-7, 7) + 7
         moves = torch.where((now > 0) & (then > 0), moves, 0)
-        facts = [interval(now, own[..., None]).flatten(-2), moves.flatten(-2),
-                 interval(last, own), own, *(x[..., None] for x in facts)]
-        context = torch.cat([context, (last - MIDDLE) / 12], -1)  # in octaves: no note is unknown
-        return self.out(self.context(context) + self.facts(torch.cat(facts, -1)))
+        classes = [interval(now, own[..., None]).flatten(-2), moves.flatten(-2),
+                   interval(last, own), own, *(x[..., None] for x in facts)]
+        context = torch.cat([context, (last - MIDDLE) / 12], -1)  # heights, for rare notes' sake
+        return self.out(self.context(context) + self.facts(torch.cat(classes, -1)))
 
 
 class VQVAE(nn.Module):
@@ -106,7 +106,7 @@ class VQVAE(nn.Module):
         V, P, C, K, H, drop = voices, pattern, codes, codebook, hidden, dropout / 3
         self.voices, self.window, self.pattern, self.codes, self.share = V, window, P, C, V // C
         self.beta, self.dropout = beta, dropout
-        self.turn = [0, V - 1, *range(1, V - 1)][:V]  # of choice: outer voices first
+        self.turn = [0, V - 1, *range(1, V - 1)][:V]  # the order of choice: outer voices first
         self.encoder = nn.Sequential(OneHotLinear([STEPS] * P * self.share, H), nn.GELU(),
                                      nn.Linear(H, H), nn.GELU(), nn.Linear(H, dim))
         self.quantizer = Quantizer(K, dim)
@@ -115,11 +115,11 @@ class VQVAE(nn.Module):
         self.listen = OneHotLinear(sizes, H)
         self.lstm = nn.LSTM(H, H, num_layers=2, dropout=dropout, batch_first=True)
         self.prior = nn.ModuleList(Choice(i, V, P, H, H, K, drop, [48]) for i in range(V)[::V // C])
-        self.register_buffer("kinds", torch.full((48,), 0.1))  # how often each was seen
+        self.register_buffer("kinds", torch.full((48,), 0.1))  # training pieces of each, counted
 
-    def past(self, notes, kind=0):
-        """What came before each pattern of notes (B, N, P, V), and the next: last notes of voices
-        (V), number of frames; and the piece's kind (B, 1, 1): (B, N + 1, V + 2)."""
+    def past(self, notes, kind=24):
+        """Before each pattern of notes (B, N, P, V), and after all: the voices' last notes (V),
+        number of frames, kind (an int or (B, 1, 1)): together (B, N + 1, V + 2)."""
         lines = F.pad(notes.flatten(1, 2), (0, 0, 1, 0))  # (B, T + 1, V), silence at first
         time = torch.arange(lines.shape[1], device=lines.device)[:, None]
         last = lines.gather(1, (time * (lines > 0)).cummax(1).values)
@@ -132,7 +132,7 @@ class VQVAE(nn.Module):
         steps = interval(notes, past[..., None, :self.voices]).unflatten(-1, (self.codes, -1))
         return self.encoder(steps.transpose(-3, -2).flatten(-2))
 
-    def read(self, frames, kind=0, real=None):
+    def read(self, frames, kind=24, real=None):
         """frames (B, T, 88) of N = T / P patterns -> notes (B, N, P, V), past, z (B, N, C, D),
         codes k (B, N, C) and their entries (B, N, C, D); real (B, N): 0 for padding."""
         notes = data.to_voices(frames, self.voices)[..., self.turn].unflatten(1, (-1, self.pattern))
@@ -155,7 +155,7 @@ class VQVAE(nn.Module):
 
     def remember(self, k, notes, past):
         """What the LSTM says after each of 0 .. N patterns with codes k (B, N, C), notes and past:
-        (B, N + 1, H). Dropout has one mask a window."""
+        (B, N + 1, H). Outside nn.LSTM dropout has one mask a window."""
         notes = torch.cat([notes, interval(notes, past[..., None, :self.voices]),
                            interval(notes[..., 1:], notes[..., :-1])], -1).flatten(-2)
         beat, kind = (past[..., -2:-1] + self.pattern) % METRE, past[..., -1:]  # of the next one
@@ -169,8 +169,8 @@ class VQVAE(nn.Module):
         return self.prior[c](h, notes, past, (last - kind) % 12 + kind // 12 * 12)  # its degree
 
     def terms(self, frames, mask):
-        """Codes k (B, N, C) of frames (B, T, 88); the loss in terms, of patterns that have begun, 0
-        of others: -log p(x | k) of frames (B, T), -log p(k) and |z - e|^2 of patterns (B, N)."""
+        """Codes k (B, N, C) of frames (B, T, 88); loss terms, 0 for patterns of padding alone:
+        -log p(x | k) (B, T); -log p(k), with its share of -log p(kind), and |z - e|^2 (B, N)."""
         kind, real = data.kind(frames, mask)[:, None], mask[:, ::self.pattern]  # (B, 1), (B, N)
         notes, past, z, k, entries = self.read(frames, kind[..., None], real)
         # Straight-through: the decoder reads the entries, its gradient goes to z as it is.
@@ -198,9 +198,9 @@ class VQVAE(nn.Module):
         terms = self.terms(frames, mask)[1]
         return terms["reconstruction"].sum(1) + terms["prior"].sum(1)
 
-    def write(self, notes, k, kind=0, **draw):
-        """Notes (B, N, P, V) and one more pattern, what the last of k (B, N + 1, C) says, and k. If
-        k is (B, N, C) its codes are drawn first."""
+    def write(self, notes, k, kind=24, **draw):
+        """Notes (B, N, P, V) and one more pattern, the likeliest for the last of k (B, N + 1, C);
+        and k. With draw k is (B, N, C): the codes are drawn, as sample_symbols' options say."""
         past = self.past(notes, kind)
         if draw:
             h = self.remember(k, notes, past[:, :-1])[:, -1]
@@ -210,12 +210,14 @@ class VQVAE(nn.Module):
             if draw and i % self.share == 0:
                 logits = self.code_logits(i // self.share, h, new, past)
                 codes[:, i // self.share] = data.sample_symbols(logits, **draw)
-            new[..., i] = self.note_logits(i, self.quantizer.entries[codes], new, past).argmax(-1)
+            logits = self.note_logits(i, self.quantizer.entries[codes], new, past)
+            logits[..., 0] -= 1e9 * (i == 0) * (past[:, -1:] < 24)  # a kind that does not pause
+            new[..., i] = logits.argmax(-1)
         return torch.cat([notes, new[:, None]], 1), k
 
     @torch.no_grad()
     def encode(self, frames, mask=None):
-        """frames (B, T, 88) -> codes (B, N, C), after rebuilt notes: errors do not add up."""
+        """frames (B, T, 88) -> codes (B, N, C), after rebuilt notes: so errors do not add up."""
         notes, k = self.read(frames)[0], frames.new_zeros(len(frames), 0, self.codes).long()
         rebuilt = notes[:, :0]
         for pattern in notes.unbind(1):
@@ -238,12 +240,13 @@ class VQVAE(nn.Module):
         self.eval()
         draw = {"generator": generator, "temperature": temperature, "top_p": top_p}
         prime = torch.zeros(0, data.KEYS) if prime is None else torch.as_tensor(prime)
-        prime = prime[len(prime) % self.pattern:].to(self.kinds.device)  # whole patterns, the last
-        kind = (data.kind(prime).expand(n) if len(prime) else
-                data.sample_symbols(self.kinds.log().expand(n, -1), **draw))[:, None, None]
-        notes, _, _, k, _ = self.read(prime.expand(n, -1, -1), kind)
+        prime = prime[len(prime) % self.pattern:].to(self.kinds.device)  # its last whole ones
+        kind = self.kinds.log().expand(n, -1)  # as likely a one as a pattern, of C codes, must be
+        kind = (data.kind(prime).expand(n) if prime.any() else
+                data.sample_symbols(kind, generator, temperature, top_p ** self.codes))
+        notes, _, _, k, _ = self.read(prime.expand(n, -1, -1), kind[:, None, None])
         for _ in data.progress(range(0, length, self.pattern), "sampling patterns"):
-            notes, k = self.write(notes, k, kind, **draw)
+            notes, k = self.write(notes, k, kind[:, None, None], **draw)
         return data.from_voices(notes).flatten(1, 2)[:, len(prime):][:, :length]
 
 
@@ -273,7 +276,7 @@ def train(args):
     """Train as the flags say; leaves the run folder that data.Run describes."""
     args.codes = min(args.codes, args.voices)
     if args.window % args.pattern or args.voices % args.codes:
-        raise data.InputError("--pattern must divide --window, and --codes --voices")
+        raise data.InputError("--pattern must divide --window, and --codes must divide --voices")
     corpus = data.load_corpus(args.data, args.time_step, args.voices)
     torch.manual_seed(args.seed)
     model = VQVAE(**data.config(VQVAE, args))
@@ -296,7 +299,7 @@ def train(args):
         run.add(parts, mask)
         if step % args.eval_every == 0 or step == args.steps:
             valid = evaluate(model, corpus.valid)
-            run.log(args.steps, valid, best=-float(step))  # the last write better music
+            run.log(args.steps, valid, best=-float(step))  # the last weights write better music
 
     run.finish(evaluate)
 
@@ -316,7 +319,7 @@ def main(argv=None):
     add("--dim", type=data.positive_int, default=32, help="dimensions of an entry")
     add("--hidden", type=data.positive_int, default=256, help="units of a layer")
     add("--beta", type=data.non_negative, default=0.25, help="weight of the commitment")
-    add("--dropout", type=data.dropout, default=0.6, help="of the LSTM; a third of it elsewhere")
+    add("--dropout", type=data.dropout, default=0.6, help="of what the LSTM says; less elsewhere")
     add("--weight-decay", type=data.non_negative, default=0.25, help="AdamW's decoupled decay")
     add("--clip", type=data.positive, default=1.0, help="largest norm of the gradient")
     train(parser.parse(argv))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import data
+import vqvae
 from conftest import small, train
 
 
@@ -69,11 +70,17 @@ def test_dead_entries_start_again_beside_live_ones(batch):
 
 @torch.no_grad()
 def test_samples_are_what_the_decoder_says_of_codes_drawn(monkeypatch):
+    """But a piece whose kind does not pause has no silent frame."""
     model, drawn, real = small("vqvae"), [], data.sample_symbols
+    model.kinds[:24] = 0
     monkeypatch.setattr(data, "sample_symbols", lambda logits, *args, **more: (
         drawn.append(real(logits, *args, **more)), drawn[-1])[1])
     roll = model.sample(3, 20, torch.Generator().manual_seed(0))
     assert torch.equal(model.decode(torch.stack(drawn[1:], -1).unflatten(1, (10, 4))), roll)
+    model.decoder[0].out[-1].bias[::vqvae.STEPS] += 1e3  # it would rather rest
+    assert not model.sample(3, 20).any()
+    model.kinds = model.kinds.flip(0)
+    assert model.sample(3, 20).any(-1).all()
 
 
 def test_kinds_have_the_chances_of_training_pieces(brief, tmp_path, no_music):
