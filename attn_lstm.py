@@ -205,7 +205,7 @@ class AttnLSTM(nn.Module):
             logits = logits + relative(motion, own[..., 0]) + relative(harmony, now).sum(-2)
         if "parallels" in self.has:
             along = (own + now - then).clamp(0, data.KEYS)  # the note that keeps the interval
-            moves = (now > 0) & (then > 0) & (own > 0) & (now != then) & (own + now > then)
+            moves = (now > 0) & (then > 0) & (own > 0) & (now != then)
             gain = parallel.gather(-1, ((then - own) % 12)[..., None])[..., 0]  # (B, T, n)
             logits = logits.scatter_add(-1, along, gain * moves)
         if not self.training:  # training makes it too sure of itself (Guo et al. 2017)
