@@ -107,8 +107,8 @@ def test_sampling_draws_from_what_training_scores(name, options, batch, monkeypa
         codes = torch.cat([given, torch.stack(codes, 1).unflatten(1, (-1, model.codes))], 1)
         monkeypatch.setattr(model.quantizer, "forward",
                             lambda *_: (codes, model.quantizer.entries[codes]))
-        notes = data.to_voices(roll, model.voices)[..., model.turn].unflatten(1, (-1, model.pattern))
-        notes = [*notes.unbind(-1)]  # the likeliest of its codes: they are certain
+        notes = data.to_voices(roll, model.voices)[..., model.turn].unbind(-1)
+        notes = [x.unflatten(1, (-1, model.pattern)) for x in notes]  # certain, given the codes
         monkeypatch.setattr(model, "note_logits", lambda *_: 1e9 * F.one_hot(notes.pop(0), 89))
     nll = frame_nll(model, roll.float(), mask, z, data.kind(past))[:, 12:].sum(1)
     assert torch.allclose(-sum(drawn), nll, atol=1e-3) and roll[:, 12:].any()
